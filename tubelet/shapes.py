@@ -96,7 +96,6 @@ class Masks:
     keep: Tensor  # int64 [B,k,K], ascending: what the encoder sees
     asked: Tensor  # int64 [B,k,M], ascending: what the decoder is asked for
     weight: Tensor  # float32 [B,k,M]; 0 for padding
-    moved: int = 0  # cells that `pack` hid or revealed to make the rows equal
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Masks:
         return _each(self, lambda x: x.to(device, non_blocking=non_blocking))

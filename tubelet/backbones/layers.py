@@ -1,0 +1,154 @@
+"""The parts of a pre-norm vision transformer, with the published parameter names."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # every published model of this family states it
+
+
+def hashed(seeds: Tensor, salt: int) -> Tensor:
+    """int64 [...] -> int64 [...] in [0, 2**32): a counter-based hash of (seed, salt).
+
+    Randomness inside the network follows the sample's seed, not the history of a generator: so a
+    resumed run, other ranks and other batch sizes draw the same. Products stay below 2**63.
+    """
+
+    def mix(x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+        return (x >> 16) ^ x
+
+    low, high = seeds & 0xFFFFFFFF, (seeds >> 32) & 0xFFFFFFFF
+    return mix(low ^ mix(high ^ mix(torch.full_like(low, salt & 0xFFFFFFFF) + 0x9E3779B9)))
+
+
+def uniform(seeds: Tensor, salt: int, width: int = 1) -> Tensor:
+    """int64 [B] -> float32 [B,width], uniform in [0,1), a function of (seed, salt) alone."""
+    column = torch.arange(width, device=seeds.device)
+    return hashed(hashed(seeds, salt)[:, None] + (column << 32), width).float() / 2**32
+
+
+class DropPath(nn.Module):
+    """Drops the whole branch of a sample (arXiv 1603.09382); survivors are rescaled."""
+
+    def __init__(self, rate: float, salt: int):
+        super().__init__()
+        self.rate = rate
+        self.salt = salt
+
+    def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        """x [B,L,D], seeds int64 [B] -> [B,L,D]."""
+        if self.rate == 0 or not self.training:
+            return x
+        draw = (
+            torch.rand(len(x), 1, device=x.device) if seeds is None else uniform(seeds, self.salt)
+        )
+        return x * ((draw >= self.rate) / (1 - self.rate)).to(x.dtype)[:, :, None]
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class Dropout(nn.Module):
+    """Dropout on [B,D] whose draw follows the sample's seed."""
+
+    def __init__(self, rate: float, salt: int):
+        super().__init__()
+        self.rate = rate
+        self.salt = salt
+
+    def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        """x [B,D], seeds int64 [B] -> [B,D]."""
+        if self.rate == 0 or not self.training:
+            return x
+        draw = (
+            torch.rand_like(x, dtype=torch.float32)
+            if seeds is None
+            else uniform(seeds, self.salt, x.shape[-1])
+        )
+        return x * ((draw >= self.rate) / (1 - self.rate)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; biases for queries and values only, as published.
+
+    A key bias cannot change a softmax over keys, so leaving it out is exact.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(dim))
+        self.v_bias = nn.Parameter(torch.zeros(dim))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,L,D] -> [B,L,D]."""
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = F.linear(x, self.qkv.weight, bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B,L,D] -> [B,L,D]."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, mlp_ratio: float, drop_path: float, salt: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop1 = DropPath(drop_path, 2 * salt)
+        self.drop2 = DropPath(drop_path, 2 * salt + 1)
+
+    def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """[B,L,D], seeds int64 [B] -> [B,L,D]."""
+        x = x + self.drop1(self.attn(self.norm1(x)), seeds)
+        return x + self.drop2(self.mlp(self.norm2(x)), seeds)
+
+
+def blocks(
+    dim: int, depth: int, heads: int, mlp_ratio: float = 4, drop_path: float = 0, salt: int = 0
+) -> nn.ModuleList:
+    """`depth` blocks; the drop-path rate grows linearly from 0 to `drop_path`."""
+    rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+    return nn.ModuleList(
+        Block(dim, heads, mlp_ratio, rate, salt + i) for i, rate in enumerate(rates)
+    )
+
+
+def init_xavier(module: nn.Module) -> None:
+    """Linear: Xavier uniform, bias 0 (pretraining: arXiv 2203.12602's networks, as MAE)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_normal(module: nn.Module) -> None:
+    """Linear: normal of deviation 0.02, bias 0 (fine-tuning)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

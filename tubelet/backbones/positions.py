@@ -1,0 +1,102 @@
+"""Fixed position tables over a token grid, and their resizing."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.errors import TubeletError
+from tubelet.shapes import Grid
+
+PositionKind = Literal["sinusoid_1d", "sincos_3d"]
+PositionMode = Literal["interpolate", "rebuild"]
+
+log = logging.getLogger("tubelet")
+
+
+def sinusoid_1d(grid: Grid, dim: int) -> Tensor:
+    """-> float32 [N,D]: one sinusoid over the flattened index, as VideoMAE and V2 published it.
+
+    angle(p, j) = p / 10000^(2*floor(j/2)/D); even j sine, odd j cosine (arXiv 1706.03762, 3.5).
+    """
+    j = torch.arange(dim, dtype=torch.float64)
+    rate = 10000.0 ** (-2 * (j // 2) / dim)
+    angle = torch.arange(grid.size, dtype=torch.float64)[:, None] * rate
+    return torch.where(j % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def sincos_3d(grid: Grid, dim: int) -> Tensor:
+    """-> float32 [N,D]: D/4 for time, then 3D/8 for the column, 3D/8 for the row, as MVD.
+
+    Each part of width m is [sin(pos * 10000^(-k/(m/2)))] for k < m/2, then the cosines.
+    """
+    if dim % 16:
+        raise TubeletError(f"sincos_3d positions need a width divisible by 16, got {dim}.")
+
+    def part(pos: Tensor, width: int) -> Tensor:
+        k = torch.arange(width // 2, dtype=torch.float64)
+        angle = pos[:, None] * 10000.0 ** (-k / (width // 2))
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+    t, h, w = (
+        axis.flatten()
+        for axis in torch.meshgrid(
+            *(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij"
+        )
+    )
+    return torch.cat([part(t, dim // 4), part(w, dim * 3 // 8), part(h, dim * 3 // 8)], 1).float()
+
+
+TABLES = {"sinusoid_1d": sinusoid_1d, "sincos_3d": sincos_3d}
+
+
+def resize_table(table: Tensor, trained: Grid, grid: Grid) -> Tensor:
+    """[N,D] over `trained` -> [N',D] over `grid`, linear on the three axes (half-pixel centres)."""
+    volume = table.T.reshape(1, -1, *trained)
+    return F.interpolate(volume, size=tuple(grid), mode="trilinear").flatten(2)[0].T
+
+
+class Positions(nn.Module):
+    """The table of a network: fixed, so a buffer outside `state_dict`.
+
+    mode "interpolate" takes the table of the `trained` grid as a function of (t, h, w) and
+    resizes it; "rebuild" makes it anew for another grid, as VideoMAE and V2 do (with
+    `sinusoid_1d` that renumbers every position). At the trained grid they are equal.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, kind: PositionKind, dim: int, trained: Grid, mode: PositionMode = "interpolate"
+    ):
+        super().__init__()
+        self.kind: PositionKind = kind
+        self.mode: PositionMode = mode
+        self.trained = trained
+        self.dim = dim
+        self.register_buffer("table", TABLES[kind](trained, dim), persistent=False)
+        self.told: set[Grid] = set()
+
+    def forward(self, grid: Grid) -> Tensor:
+        """-> [N,D] for this grid."""
+        if grid == self.trained:
+            return self.table
+        if not torch.compiler.is_compiling() and grid not in self.told:
+            self.told.add(grid)
+            log.info(
+                "positions: %s from the trained grid %s to %s (positions=%r)",
+                "resized" if self.mode == "interpolate" else "rebuilt",
+                "x".join(map(str, self.trained)),
+                "x".join(map(str, grid)),
+                self.mode,
+            )
+        if self.mode == "interpolate":
+            return resize_table(self.table, self.trained, grid)
+        return TABLES[self.kind](grid, self.dim).to(self.table)
+
+    def extra_repr(self) -> str:
+        return f"{self.kind}, trained={tuple(self.trained)}, mode={self.mode!r}"

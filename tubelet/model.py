@@ -1,0 +1,210 @@
+"""What is trained: a backbone with branches to predict targets, or with a head to classify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.backbones import layers as parts
+from tubelet.backbones.vit import ViT, per_mask
+from tubelet.errors import TubeletError
+from tubelet.masks import as_masks
+from tubelet.shapes import Masks, Tokens
+
+Layout = Literal["BCTHW", "BTCHW"]
+
+
+class VideoModel(nn.Module):
+    """What every model with a backbone offers, under the names that timm's users know."""
+
+    backbone: ViT
+
+    def forward_features(
+        self, clip: Tensor, mask: Masks | Tensor | None = None, *, layout: Layout = "BCTHW"
+    ) -> Tensor:
+        """clip float in [0,1] -> tokens [B,L,D]; all N, or the visible ones under `mask`.
+
+        `mask`: see `tubelet.masks.as_masks`; with k masks a clip the result has B*k rows.
+        """
+        return self._encode(clip, mask, layout).x
+
+    def forward_intermediates(
+        self,
+        clip: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        output_fmt: Literal["BTHWD", "NLC"] = "BTHWD",
+        layout: Layout = "BCTHW",
+    ) -> list[Tensor]:
+        """clip -> a list of [B,t,h,w,D] (or [B,N,D] for "NLC"), one per block asked for.
+
+        `indices`: block numbers, an int for the last so many, None for all.
+        """
+        depth = len(self.backbone.blocks)
+        if isinstance(indices, int):
+            indices = range(depth - indices, depth)
+        wanted = list(range(depth)) if indices is None else list(indices)
+        tokens = self._encode(clip, None, layout, layers=wanted, norm=norm)
+        if output_fmt == "NLC":
+            return list(tokens.layers)
+        return [x.unflatten(1, tuple(tokens.grid)) for x in tokens.layers]
+
+    def _encode(
+        self,
+        clip: Tensor,
+        mask: Masks | Tensor | None,
+        layout: Layout,
+        layers: Sequence[int] | None = None,
+        norm: bool = True,
+    ) -> Tokens:
+        clip = clip.transpose(1, 2) if layout == "BTCHW" else clip
+        if isinstance(mask, Tensor):
+            mask = as_masks(mask, self.backbone.grid_for(*clip.shape[2:]).size)
+        return self.backbone(clip, mask, layers=layers, norm=norm)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory, about a third more time."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that their owners exempt from weight decay."""
+        return {
+            f"{prefix}.{name}"
+            for prefix, module in self.named_modules()
+            if module is not self and hasattr(module, "no_weight_decay")
+            for name in module.no_weight_decay()  # pyright: ignore[reportCallIssue]
+        }
+
+    @property
+    def num_layers(self) -> int:
+        return self.backbone.num_layers
+
+    def layer_of(self, name: str) -> int:
+        """Parameter name -> layer number for layer decay; all outside the backbone is the last."""
+        if name.startswith("backbone."):
+            return self.backbone.layer_of(name.removeprefix("backbone."))
+        return self.num_layers - 1
+
+
+class Target(Protocol):
+    width: int
+
+    def __call__(self, view: Tensor, asked: Tensor | None = None) -> Tensor: ...
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Branch(nn.Module):
+    """One thing to predict: a decoder, the target it is compared with, the loss and its weight."""
+
+    def __init__(
+        self, name: str, decoder: nn.Module, target: nn.Module, loss: Loss, weight: float = 1.0
+    ):
+        super().__init__()
+        self.name = name
+        self.decoder = decoder
+        self.target = target
+        self.loss = loss
+        self.weight = weight
+
+
+class MaskedModel(VideoModel):
+    """Encode what is visible once; for each branch decode, compare, weigh."""
+
+    def __init__(self, backbone: ViT, branches: Iterable[Branch]):
+        super().__init__()
+        self.backbone = backbone
+        self.branches = nn.ModuleDict({branch.name: branch for branch in branches})
+        self.backbone.apply(parts.init_xavier)
+
+    def forward(
+        self, clip: Tensor, masks: Masks, seeds: Tensor | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """clip float [B,C,T,H,W] in [0,1] -> {"loss": (sum, weight), each branch: (sum, weight)}.
+
+        The mean loss is sum / weight; sums add up over micro-batches and processes.
+        """
+        _, k, m = masks.asked.shape
+        predictions = self.predict(clip, masks, seeds)
+        weight = masks.weight.flatten(0, 1)
+        terms: dict[str, tuple[Tensor, Tensor]] = {}
+        total = torch.zeros((), device=clip.device)
+        for name, branch in self._branches():
+            with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
+                y = branch.target(clip, masks.asked.flatten(1)).unflatten(1, (k, m)).flatten(0, 1)
+            with torch.autocast(clip.device.type, enabled=False):
+                part = (branch.loss(predictions[name], y) * weight).sum()
+            terms[name] = (part, weight.sum())
+            total = total + branch.weight * part
+        return {"loss": (total, weight.sum()), **terms}
+
+    def predict(self, clip: Tensor, masks: Masks, seeds: Tensor | None = None) -> dict[str, Tensor]:
+        """clip -> what each branch predicts at the asked positions: {name: [B*k,M,P]}."""
+        tokens = self.backbone(clip, masks, seeds=seeds)
+        seeds = None if seeds is None else per_mask(seeds, masks.keep.shape[1])
+        asked = masks.asked.flatten(0, 1)
+        return {name: branch.decoder(tokens, asked, seeds) for name, branch in self._branches()}
+
+    def _branches(self) -> Iterable[tuple[str, Branch]]:
+        for name, branch in self.branches.items():
+            assert isinstance(branch, Branch)
+            yield name, branch
+
+
+class Classifier(VideoModel):
+    """Mean over tokens, LayerNorm, dropout, linear head: the published fine-tuning model.
+
+    `num_classes=0` leaves the head out: pooled features. Also the model for several labels a
+    clip and for regression (a head of as many outputs).
+    """
+
+    HEAD_SALT = 1_000_000
+
+    def __init__(
+        self,
+        backbone: ViT,
+        num_classes: int,
+        *,
+        head_dropout: float = 0.0,
+        init_scale: float = 0.001,
+    ):
+        super().__init__()
+        if not isinstance(backbone.norm, nn.Identity):
+            raise TubeletError("Classifier normalises after pooling: build ViT(final_norm=False).")
+        self.backbone = backbone
+        self.fc_norm = nn.LayerNorm(backbone.dim, eps=parts.NORM_EPS)
+        self.head_dropout = parts.Dropout(head_dropout, self.HEAD_SALT)
+        self.init_scale = init_scale
+        self.backbone.apply(parts.init_normal)
+        self.head: nn.Module = nn.Identity()
+        self.reset_classifier(num_classes)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new head for another label set; 0 removes it. Published init: scaled by 0.001."""
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes:
+            head = nn.Linear(self.backbone.dim, num_classes).to(self.fc_norm.weight.device)
+            head.apply(parts.init_normal)
+            with torch.no_grad():
+                head.weight.mul_(self.init_scale)
+            self.head = head
+
+    def forward(
+        self, clip: Tensor, seeds: Tensor | None = None, *, layout: Layout = "BCTHW"
+    ) -> Tensor:
+        """clip float in [0,1] -> logits [B,classes]."""
+        clip = clip.transpose(1, 2) if layout == "BTCHW" else clip
+        return self.forward_head(self.backbone(clip, seeds=seeds).x, seeds)
+
+    def forward_head(
+        self, x: Tensor, seeds: Tensor | None = None, *, pre_logits: bool = False
+    ) -> Tensor:
+        """tokens [B,N,D] -> logits [B,classes], or the pooled, normed features [B,D]."""
+        pooled = self.fc_norm(x.mean(1))
+        return pooled if pre_logits else self.head(self.head_dropout(pooled, seeds))

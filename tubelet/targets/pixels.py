@@ -1,0 +1,45 @@
+"""The pixels of each token as a target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tubelet.shapes import Patch, gather, patchify
+
+
+class Pixels(nn.Module):
+    """Pixels in [0,1], by default normalised per token and channel (arXiv 2203.12602, 4.1).
+
+    Normalised: (x - mean) / (sqrt(var_unbiased) + 1e-6) over the pixels of one cube and channel.
+    The order within a token is pixel by pixel (time, row, column), the channel fastest.
+    """
+
+    EPS = 1e-6
+
+    def __init__(self, patch: Patch, in_chans: int = 3, *, normalise: bool = True):
+        super().__init__()
+        self.patch = patch
+        self.in_chans = in_chans
+        self.normalise = normalise
+        self.width = in_chans * patch.t * patch.h * patch.w
+
+    def forward(self, view: Tensor, asked: Tensor | None = None) -> Tensor:
+        """view float [B,C,T,H,W] in [0,1], asked int64 [B,M] -> float32 [B,M,P]; None: all tokens."""
+        cubes = patchify(view, self.patch)
+        if asked is not None:
+            cubes = gather(cubes, asked)
+        cubes = cubes.float().flatten(3)  # [B,M,C,pixels]
+        if self.normalise:
+            mean, std = self.statistics(cubes)
+            cubes = (cubes - mean) / std
+        return cubes.transpose(2, 3).flatten(2)
+
+    def statistics(self, cubes: Tensor) -> tuple[Tensor, Tensor]:
+        """[B,M,C,pixels] -> mean and divisor [B,M,C,1] of the normalisation."""
+        var, mean = torch.var_mean(cubes, dim=-1, keepdim=True)
+        return mean, var.sqrt() + self.EPS
+
+    def cubes(self, y: Tensor) -> Tensor:
+        """[B,M,P] -> [B,M,C,pt,ph,pw]: the target's order back to `patchify`'s."""
+        return y.unflatten(-1, (*self.patch, self.in_chans)).permute(0, 1, 5, 2, 3, 4)
