@@ -28,12 +28,14 @@ def understand(
     source: str,
     unit: str = "line",
     folders: Sequence[str] | None = None,
+    unused: Sequence[str] = (),
 ) -> Labels:
     """Rows -> labels as numbers, the class names, the kind, and notes.
 
     Args:
         known: class names in their order, where another list has set them.
         folders: the class folders, empty ones included.
+        unused: columns of the list that nothing has read.
     """
     notes: list[str] = []
     if kind is None:
@@ -41,7 +43,7 @@ def understand(
         notes += [note] if note else []
     if kind == "unlabelled":
         return Labels(kind, (), [None] * len(rows), tuple(notes))
-    _check_present(rows, kind, source, unit)
+    _check_present(rows, kind, source, unit, unused)
     if kind == "regression":
         return Labels(kind, (), _numbers(rows, source, unit), tuple(notes))
     if kind == "single":
@@ -69,13 +71,16 @@ def _infer(rows: Sequence[Row]) -> tuple[Kind, str]:
     return ("multi" if any(len(label) > 1 for label in given) else "single"), ""
 
 
-def _check_present(rows: Sequence[Row], kind: Kind, source: str, unit: str) -> None:
+def _check_present(
+    rows: Sequence[Row], kind: Kind, source: str, unit: str, unused: Sequence[str]
+) -> None:
     without = [Bad(r.line, r.text, "no label") for r in rows if r.label is None]
     if len(without) == len(rows):
+        columns = f" Its unused columns: {', '.join(unused)} (column=...)." if unused else ""
         raise TubeletError(
             f"{source} has no labels, and {kind!r} labels are needed. Expected 'path label' on "
             'every line, a column called label, {"path": ..., "label": ...}, (path, label) pairs, '
-            "or one folder per class."
+            f"or one folder per class.{columns}"
         )
     if kind != "multi":  # a video may show none of the classes
         advice = f"Other {unit}s have one: give every video a label, or leave it out."
@@ -156,8 +161,9 @@ def _check_whole(
             bad.append(
                 Bad(row.line, row.text, f"label {value}, and the highest is {len(classes) - 1}")
             )
-    count = f" There are {len(classes)} classes." if classes is not None else ""
-    advice = f"Class numbers count from 0.{count} Fractions are for kind='regression'."
+    advice = "Class numbers count from 0; fractions are for kind='regression'."
+    if classes is not None:
+        advice = f"There are {len(classes)} classes, numbered from 0: {_names(classes)}."
     refuse(source, bad, total, advice, unit)
 
 
@@ -177,13 +183,16 @@ def _lookup(
             near = difflib.get_close_matches(value, classes, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             bad.append(Bad(row.line, row.text, f"no class is called {value!r}{hint}"))
-    shown = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
     origin = "set by the training list or checkpoint" if fixed else "of this list"
-    refuse(source, bad, len(rows), f"The {len(classes)} classes ({origin}): {shown}.", unit)
-    return [
-        tuple(number.get(str(v), int(v) if isinstance(v, int) else 0) for v in row.label or ())
-        for row in rows
-    ]
+    refuse(
+        source, bad, len(rows), f"The {len(classes)} classes ({origin}): {_names(classes)}.", unit
+    )
+    index = {str(at): at for at in range(len(classes))} | number
+    return [tuple(index[str(value)] for value in row.label or ()) for row in rows]
+
+
+def _names(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
 
 
 def _gaps(labels: Sequence[tuple[int, ...]], classes: Sequence[str], source: str) -> list[str]:
@@ -191,8 +200,7 @@ def _gaps(labels: Sequence[tuple[int, ...]], classes: Sequence[str], source: str
     unused = [name for at, name in enumerate(classes) if at not in used]
     if not unused:
         return []
-    shown = ", ".join(unused[:8]) + (", ..." if len(unused) > 8 else "")
-    note = f"{source}: {len(unused)} of {len(classes)} classes have no video: {shown}"
+    note = f"{source}: {len(unused)} of {len(classes)} classes have no video: {_names(unused)}"
     if unused == ["0"] and 0 not in used and classes[0] == "0":
         note += " (labels seem to count from 1; tubelet counts from 0)"
     return [note]

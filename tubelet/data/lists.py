@@ -134,20 +134,25 @@ def read_list(
     if kind is not None and kind not in get_args(Kind):
         raise TubeletError(f"kind is {kind!r}; expected one of {', '.join(get_args(Kind))}.")
     known = labels_from.classes if isinstance(labels_from, VideoList) else labels_from
+    if kind is None and isinstance(labels_from, VideoList):
+        kind = labels_from.kind
     if not isinstance(source, (str, os.PathLike)):
         found = _from_python(source, os.fspath(root))
     else:
         path = Path(source)
         _must_be_there(path)
         if path.is_dir():
-            found = _from_folder(path, os.fspath(root), split, kind, column)
+            wanted = kind or ("single" if known else None)
+            found = _from_folder(path, os.fspath(root), split, wanted, column)
         elif path.suffix.lower() in EXTENSIONS:
             found = _Found([Row(str(path), None, 1, str(path))], str(path), "", "item")
         else:
             found = _from_file(path, os.fspath(root), split, column)
     if must_exist:
         _all_exist(found)
-    labels = understand(found.rows, kind, known, found.source, found.unit, found.classes)
+    labels = understand(
+        found.rows, kind, known, found.source, found.unit, found.classes, found.unused
+    )
     return _assemble(found, labels)
 
 
@@ -174,6 +179,7 @@ class _Found:
     unit: str = "line"
     classes: tuple[str, ...] | None = None  # of class folders, empty ones included
     notes: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()  # columns
 
 
 def _must_be_there(path: Path) -> None:
@@ -220,13 +226,13 @@ def _from_file(file: Path, root: str, split: str | None, column: str | None) -> 
             names = ", ".join(sorted(set(table.splits)))
             raise TubeletError(f"{file}: no row of split {split!r}. Its splits: {names}.")
     if table.ignored:
-        notes.append(f"columns not used: {', '.join(table.ignored)}")
+        notes.append(f"{file}: columns not used: {', '.join(table.ignored)}")
     some = rows[:: max(1, len(rows) // 50)]
     base = max(  # the first of the best
         candidates, key=lambda b: sum(os.path.exists(_complete(_join(b, r.path))) for r in some)
     )
     full = [r._replace(path=_complete(_join(base, r.path))) for r in rows]
-    return _Found(full, str(file), base, notes=tuple(notes))
+    return _Found(full, str(file), base, notes=tuple(notes), unused=table.ignored)
 
 
 def _is_split(value: str, split: str) -> bool:
