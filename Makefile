@@ -1,0 +1,42 @@
+# Every target sets up what it needs, in .venv, once. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= runs/demo
+
+.PHONY: setup demo test test-slow check format wheel clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## render built-in videos, pretrain on them, probe what was learned
+	$(BIN)/tubelet demo --out $(OUT)
+
+test: $(READY)  ## the tests, with line coverage
+	$(BIN)/python -m pytest -n 2 --cov tubelet --cov-report term --cov-fail-under 85
+
+test-slow: $(READY)  ## what takes minutes: training to a score, kill and resume at full size
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)  ## dist/*.whl, tried in an environment of its own
+	$(BIN)/python -m build --wheel --outdir dist
+	rm -rf build/wheel-env && $(PYTHON) -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls -t dist/*.whl | head -1)[demo]"
+	cd build && wheel-env/bin/tubelet doctor
+
+clean:
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .coverage
