@@ -1,0 +1,205 @@
+"""Videos as exact frames: `Video(path).frames([0, 4, 8])`.
+
+PyAV decodes by default (its wheel carries FFmpeg); torchcodec is an extra that gives the same
+frames. A picture is a video of one frame.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tubelet.data.reader import DecodeError, Reader, VideoInfo
+
+__all__ = ["IMAGES", "DecodeError", "Decoder", "Video", "VideoInfo", "available_decoders"]
+
+Decoder = Literal["pyav", "torchcodec"]
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+
+
+class _Source(Protocol):
+    """What `Video` needs of a file."""
+
+    info: VideoInfo
+    timestamps: NDArray[np.float64]
+    decoded: int
+
+    def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Video:
+    """One video file, read by frame number; a context manager.
+
+    `path`: a video, or a picture (a clip of one frame). `decoder`: "pyav" or "torchcodec" (the
+    extra `tubelet[torchcodec]`). `threads`: of the decoder; a loader has its own processes, so 1.
+    Not to be shared between threads.
+
+    Raises `DecodeError` for a file that is missing, empty, no video, or without a frame.
+    """
+
+    def __init__(self, path: str | Path, *, decoder: Decoder = "pyav", threads: int = 1) -> None:
+        self.path = str(path)
+        _look(self.path)
+        if Path(self.path).suffix.lower() in IMAGES:
+            self._source: _Source = _Picture(self.path)
+        elif decoder == "torchcodec":
+            self._source = _Torchcodec(self.path, threads)
+        else:
+            self._source = Reader(self.path, threads)
+
+    @property
+    def info(self) -> VideoInfo:
+        """The exact number of frames, the frame rate, the size as shown."""
+        return self._source.info
+
+    @property
+    def timestamps(self) -> NDArray[np.float64]:
+        """float64 [n]: when each frame is shown, in seconds after the first."""
+        return self._source.timestamps
+
+    @property
+    def decoded(self) -> int:
+        """Frames that the decoder has put out so far, wanted or not."""
+        return self._source.decoded
+
+    def frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
+        """indices [T], 0-based in order of presentation -> uint8 [T,H,W,3], RGB.
+
+        Any order, repeats allowed; each needed frame is decoded once. Raises `DecodeError` where
+        a frame cannot be had: it names the frame and how many could be read.
+        """
+        asked = np.asarray(indices, dtype=np.int64).reshape(-1)
+        info = self.info
+        outside = asked[(asked < 0) | (asked >= info.frames)]
+        if outside.size:
+            raise DecodeError(
+                self.path,
+                f"frame {outside[0]} was asked for, but it has {info.frames} frames "
+                f"(0 to {info.frames - 1}).",
+            )
+        wanted, where = np.unique(asked, return_inverse=True)
+        out = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
+        self._source.read(wanted, out)
+        frames = torch.from_numpy(out)
+        return frames if np.array_equal(wanted, asked) else frames[torch.from_numpy(where)]
+
+    def close(self) -> None:
+        """Frees the file; called at the end of a `with` block."""
+        self._source.close()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def available_decoders() -> dict[str, str]:
+    """Name -> its version, or "missing: " and why it cannot be used."""
+    avcodec = ".".join(map(str, av.library_versions["libavcodec"]))
+    found = {"pyav": f"{av.__version__} (libavcodec {avcodec})"}
+    try:
+        found["torchcodec"] = _torchcodec().__version__
+    except (ImportError, OSError, RuntimeError) as error:
+        why = str(error).strip().splitlines()[0]
+        found["torchcodec"] = f"missing: {why}; pip install 'tubelet[torchcodec]', and FFmpeg"
+    return found
+
+
+def _look(path: str) -> None:
+    """The errors that need no decoder to be told."""
+    file = Path(path)
+    if not file.exists():
+        raise DecodeError(path, "there is no such file.")
+    if file.is_dir():
+        raise DecodeError(path, "it is a folder, and a video file was expected.")
+    if not file.stat().st_size:
+        raise DecodeError(path, "the file is empty (0 bytes).")
+
+
+class _Picture:
+    """A picture file as a video of one frame at 1 frame per second, upright by its EXIF tag."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            with Image.open(path) as image:
+                if getattr(image, "n_frames", 1) > 1:
+                    raise DecodeError(
+                        path, "it is an animation in a picture's format: convert it to .mp4."
+                    )
+                kind, mode = str(image.format).lower(), image.mode
+                upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I"):  # 16 bits of grey
+                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+                self._pixels = np.asarray(upright.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise DecodeError(path, f"it cannot be read as a picture ({error}).") from error
+        height, width, _ = self._pixels.shape
+        self.info = VideoInfo(1, 1.0, 1.0, height, width, kind, mode, 0)
+        self.timestamps = np.zeros(1)
+        self.decoded = 1
+
+    def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        out[:] = self._pixels
+
+    def close(self) -> None:
+        pass
+
+
+def _torchcodec() -> Any:
+    return importlib.import_module("torchcodec")
+
+
+class _Torchcodec:
+    """The same frames through torchcodec: numbers and times come from the same index."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        reader = Reader(path)
+        reader.close()
+        self.info, self.timestamps, self.decoded = reader.info, reader.timestamps, reader.decoded
+        self._path = path
+        try:
+            decoders = importlib.import_module("torchcodec.decoders")
+        except (ImportError, OSError, RuntimeError) as error:
+            raise DecodeError(
+                path, f"the decoder torchcodec is {available_decoders()['torchcodec']}."
+            ) from error
+        try:
+            self._decoder = decoders.VideoDecoder(
+                path, dimension_order="NHWC", num_ffmpeg_threads=threads, seek_mode="exact"
+            )
+        except (RuntimeError, ValueError) as error:
+            raise DecodeError(path, f"torchcodec says: {error}") from error
+        if len(self._decoder) != self.info.frames:
+            raise DecodeError(
+                path,
+                f"torchcodec counts {len(self._decoder)} frames where PyAV finds "
+                f"{self.info.frames}: use decoder='pyav'.",
+            )
+
+    def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        try:
+            out[:] = self._decoder.get_frames_at(wanted.tolist()).data.numpy()
+        except (RuntimeError, IndexError) as error:
+            raise DecodeError(self._path, f"torchcodec says: {error}") from error
+        self.decoded += len(wanted)
+
+    def close(self) -> None:
+        del self._decoder

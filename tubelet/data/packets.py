@@ -1,0 +1,140 @@
+"""The index of a video file: which packet holds which frame, told by the packets alone.
+
+Reading packets costs a millisecond where decoding costs a hundred. It tells the frames exactly
+where the container stores when each is shown; `index` returns None where that cannot be relied
+on, and then frames have to be counted as the decoder puts them out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+Int64s = NDArray[np.int64]
+NO_TIME = int(np.iinfo(np.int64).min)
+
+# Containers that store the presentation time of every frame.
+_STORE_TIMES = frozenset({"mov", "mp4", "matroska", "webm", "flv"})
+# Codecs where one packet is one frame and decoding may start at any key packet. For others (GIF
+# paints over what was there, VC-1 splits fields) frames are counted.
+_ONE_TO_ONE = frozenset(
+    {"h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg1video", "mpeg2video", "h263", "flv1"}
+    | {"mjpeg", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "theora", "rawvideo", "prores"}
+    | {"dnxhd", "ffv1", "ffvhuff", "huffyuv"}
+)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Which packet holds which frame. "Place" is a packet's number in the file."""
+
+    frames: int  # as the file declares, where it is cut off; else as many as can be read
+    readable: int
+    pts: Int64s  # [readable] in the stream's time base; ascending unless counted
+    packet: Int64s  # [readable] the place of each frame's packet; empty when counted
+    keys: Int64s  # [G] places of the key packets, ascending
+    key_pts: Int64s  # [G]
+    key_time: Int64s  # [G] the time to seek to
+    counted: bool = False  # frames are numbered as they come out of the decoder
+
+    def key_for(self, frame: int) -> int:
+        """The place of the key packet from which decoding gives this frame."""
+        group = int(np.searchsorted(self.keys, self.packet[frame], "right")) - 1
+        # Frames shown before a key frame but stored after it lean on the group before (open GOP).
+        while group > 0 and self.key_pts[group] > self.pts[frame]:
+            group -= 1
+        return int(self.keys[group])
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What reading all packets of a stream told."""
+
+    index: Index | None  # None: frames must be counted
+    declared: int  # packets that the file says it has, where it is cut off; else 0
+    packets: int
+    error: str  # FFmpeg's, at the end of what could be read
+
+
+def counted(pts: list[int | None], declared: int) -> Index:
+    """The index of frames in the order in which the decoder put them out."""
+    none = np.zeros(0, np.int64)
+    times = np.array([NO_TIME if t is None else t for t in pts], dtype=np.int64)
+    frames = max(len(pts), declared)
+    return Index(frames, len(pts), times, none, none, none, none, counted=True)
+
+
+def scan(container: InputContainer, stream: VideoStream) -> Scan:
+    """Reads all packets of the stream, and decodes none."""
+    rows: list[tuple[int, int, bool, bool, bool]] = []
+    vp8 = stream.codec_context.codec.canonical_name == "vp8"
+    error = ""
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                # VP8 says in its first byte that a frame is never shown.
+                shown = not packet.is_discard and not (vp8 and not memoryview(packet)[0] & 0x10)
+                pts, dts = (NO_TIME if t is None else t for t in (packet.pts, packet.dts))
+                rows.append((pts, dts, packet.is_keyframe, shown, packet.is_corrupt))
+    except FFmpegError as reason:
+        error = say(reason)
+    whole = not rows or not rows[-1][4]
+    table = np.array(rows if whole else rows[:-1], dtype=np.int64).reshape(-1, 5)
+    declared = _declared(container, stream, len(table), whole)
+    index = _index(table, declared) if _trusted(table, container, stream) else None
+    return Scan(index, declared, len(table), error)
+
+
+def _declared(container: InputContainer, stream: VideoStream, packets: int, whole: bool) -> int:
+    if "mov" in container.format.name:
+        # Not `stream.frames`: an edit list may leave samples out on purpose.
+        entries = len(stream.index_entries)
+        return entries if entries > packets else 0
+    return 0 if whole else max(stream.frames, packets + 1)
+
+
+def _trusted(table: Int64s, container: InputContainer, stream: VideoStream) -> bool:
+    """Whether packets alone tell the frames and their order."""
+    pts, dts, key, _, corrupt = table.T
+    return bool(
+        stream.codec_context.codec.canonical_name in _ONE_TO_ONE
+        and len(table)
+        and pts.min() != NO_TIME
+        and not corrupt.any()
+        # Packets before the first key frame, or shown before it, may decode to nothing.
+        and key[0]
+        and pts[0] == pts.min()
+        and len(np.unique(pts)) == len(pts)
+        and (
+            _STORE_TIMES & set(container.format.name.split(","))
+            # Elsewhere times are guessed, which is right where frames are not reordered.
+            or (dts.min() != NO_TIME and bool((np.diff(pts) > 0).all()))
+        )
+    )
+
+
+def _index(table: Int64s, declared: int) -> Index:
+    """The index that the packets [n, (pts, dts, key, shown, corrupt)] tell."""
+    pts, dts, key, shown, _ = table.T
+    packet = np.flatnonzero(shown)
+    packet = packet[np.argsort(pts[packet])]
+    frames = readable = len(packet)
+    if declared:
+        # Of a file that is cut off, frames shown after the last decoding time may come behind
+        # frames that are lost.
+        frames += declared - len(table)
+        readable = int((pts[packet] <= max(dts[-1], pts[0])).sum())
+    keys = np.flatnonzero(key)
+    time = np.where(dts == NO_TIME, pts, np.minimum(pts, dts))[keys]
+    shown_pts, packet = pts[packet][:readable], packet[:readable]
+    return Index(frames, readable, shown_pts, packet, keys, pts[keys], time)
+
+
+def say(error: Exception) -> str:
+    """FFmpeg's words for what went wrong, without its error number."""
+    return getattr(error, "strerror", None) or str(error)

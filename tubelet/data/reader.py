@@ -1,0 +1,355 @@
+"""Exact frames by number from one video file, through PyAV.
+
+Where the index of the file can be relied on (`packets.py`), the decoder starts at a key frame
+when that saves work, and skips frames that nobody refers to. Elsewhere (AVI with B-frames, raw
+streams, broadcast files) frames are what the decoder puts out, in that order: counted by decoding
+once, and read from the start.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from tubelet.data.packets import NO_TIME, Index, counted, say, scan
+from tubelet.errors import TubeletError
+
+# Codecs whose frames marked as non-reference are needed by no other frame at all. (In HEVC they
+# may still serve a higher temporal layer.)
+_SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
+_SEEK_PAYS_PACKETS = 8  # a seek costs about as much as decoding a few packets
+
+
+class DecodeError(TubeletError):
+    """A file that cannot be read as a video, or a frame of it; `.path` and `.reason` say which."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)  # both, so that it can be pickled on its way from a worker
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"Cannot decode {self.path}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds. `frames` is exact; `fps` is the average; the size is as shown."""
+
+    frames: int
+    fps: float  # an image: 1.0
+    duration_seconds: float  # frames / fps
+    height: int  # pixels, after rotation
+    width: int
+    codec: str
+    pixel_format: str
+    rotation: int  # degrees counter-clockwise that show it upright: 0, 90, 180 or 270
+
+
+class Reader:
+    """Decodes one file; not for several threads at once. Frames are numbered as shown."""
+
+    def __init__(self, path: str, threads: int = 1) -> None:
+        self.path = path
+        self.decoded = 0  # frames that came out of the decoder
+        self._threads = threads
+        self._error = ""
+        self._reformatter = VideoReformatter()
+        self._open()
+        try:
+            self._index = self._make_index()
+            self._first = self._first_frame()
+            self.info, self.timestamps = self._describe()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._ready.clear()
+        self._container.close()
+
+    def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
+        """wanted [U] ascending, no repeats -> out [U,H,W,3] filled with RGB."""
+        index = self._index
+        if wanted.size and wanted[-1] >= index.readable:
+            raise DecodeError(self.path, self._why_missing(int(wanted[-1])))
+        rows = {int(frame): row for row, frame in enumerate(wanted)}
+        missing = self._collect(rows, out, careful=index.counted)
+        if missing and not index.counted:
+            # A stream that a seek or a skip has upset: every frame, from the start.
+            self._goto(0)
+            missing = self._collect(missing, out, careful=True)
+        if missing:
+            raise DecodeError(self.path, self._why_missing(min(missing)))
+
+    def _why_missing(self, frame: int) -> str:
+        index = self._index
+        if index.readable < index.frames:
+            why = f"only {index.readable} of {index.frames} could be read: the file is cut off"
+        else:
+            why = "the decoder gave none for it: the file is damaged there"
+        return f"frame {frame} was wanted, but {why}{self._error}."
+
+    # Opening
+
+    def _open(self) -> None:
+        try:
+            # "file:" keeps a colon in a name from being read as a protocol, and the whitelist
+            # keeps a playlist in disguise from opening anything else.
+            self._container: InputContainer = av.open(
+                f"file:{self.path}", options={"protocol_whitelist": "file"}
+            )
+        except (FFmpegError, OSError) as error:
+            raise DecodeError(self.path, f"{say(error)}.") from error
+        try:
+            self._stream = self._choose()
+        except DecodeError:
+            self._container.close()
+            raise
+        context = self._stream.codec_context
+        context.thread_count = self._threads
+        context.thread_type = "AUTO" if self._threads > 1 else "SLICE"
+        self._rewind()
+
+    def _choose(self) -> VideoStream:
+        """The main video stream; the cover picture of a sound file is none."""
+        streams = [
+            stream
+            for stream in self._container.streams.video
+            if not stream.disposition & Disposition.attached_pic
+        ]
+        if not streams:
+            kinds = sorted({stream.type for stream in self._container.streams})
+            raise DecodeError(self.path, f"it has no video stream (only: {', '.join(kinds)}).")
+        best = self._container.streams.best("video")
+        chosen = best if isinstance(best, VideoStream) and best in streams else streams[0]
+        if chosen.codec_context is None:
+            raise DecodeError(self.path, "PyAV has no decoder for its video codec.")
+        return chosen
+
+    def _rewind(self) -> None:
+        """The state of a decoder that has been given nothing yet."""
+        self._packets: Iterator[Packet] = self._container.demux(self._stream)
+        self._ready: deque[tuple[int, VideoFrame]] = deque()  # put out, not yet looked at
+        self._at = 0  # the place of the next packet
+        self._begin = 0  # packets before this place are not decoded
+        self._last = -1  # no frame up to this number will come any more
+        self._count = 0  # frames put out
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._open()
+
+    def _make_index(self) -> Index:
+        """The index; the reader is left at the start."""
+        found = scan(self._container, self._stream)
+        if found.error:
+            self._error = f" ({found.error})"
+        if not found.packets:
+            raise DecodeError(self.path, f"its video stream is empty{self._error}.")
+        if found.index is not None:
+            if not self._seek(found.index, 0):
+                self._reopen()
+            return found.index
+        self._reopen()
+        pts: list[int | None] = []
+        while (frames := self._put_out()) is not None:
+            pts += [frame.pts for frame in frames]
+        self._reopen()
+        return counted(pts, found.declared)
+
+    def _first_frame(self) -> VideoFrame:
+        """The first frame, left where the next `read` finds it."""
+        while not self._ready and self._feed():
+            pass
+        if not self._ready:
+            raise DecodeError(self.path, f"no frame of it could be decoded{self._error}.")
+        return self._ready[0][1]
+
+    def _describe(self) -> tuple[VideoInfo, NDArray[np.float64]]:
+        """The facts, and when each frame is shown, in seconds after the first."""
+        index, first, stream = self._index, self._first, self._stream
+        times = _seconds(index.pts, float(stream.time_base or 0))
+        measured = (len(times) - 1) / times[-1] if times[-1] > 0 else 0.0
+        stated = float(stream.average_rate or stream.guessed_rate or 0)
+        # The stated rate is free of the rounding of time stamps, but it may be wrong.
+        agree = stated > 0 and (not measured or abs(measured / stated - 1) < 0.01)
+        fps = stated if agree else measured or 1.0
+        if not measured:
+            times = np.arange(len(times)) / fps
+        lost = times[-1] + np.arange(1, index.frames - len(times) + 1) / fps
+        rotation = round(first.rotation / 90) * 90 % 360
+        size = (first.height, first.width)
+        height, width = size[::-1] if rotation % 180 else size
+        info = VideoInfo(
+            frames=index.frames,
+            fps=fps,
+            duration_seconds=index.frames / fps,
+            height=height,
+            width=width,
+            codec=stream.codec_context.codec.canonical_name,
+            pixel_format=first.format.name,
+            rotation=rotation,
+        )
+        return info, np.concatenate([times, lost])
+
+    # Decoding
+
+    def _collect(
+        self, rows: dict[int, int], out: NDArray[np.uint8], *, careful: bool
+    ) -> dict[int, int]:
+        """Fills rows of `out` with the frames asked for, and returns those that did not come.
+
+        Careful: no seeking ahead, no skipping.
+        """
+        needed: frozenset[int] = frozenset()
+        if not careful and self._stream.codec_context.codec.canonical_name in _SKIPPABLE:
+            needed = frozenset(self._index.packet[list(rows)].tolist())
+        missing: dict[int, int] = {}
+        for wanted, row in rows.items():
+            self._approach(wanted, careful)
+            frame = self._next(wanted, needed)
+            if frame is None:
+                missing[wanted] = row
+            else:
+                out[row] = self._rgb(frame)
+        return missing
+
+    def _next(self, wanted: int, needed: frozenset[int]) -> VideoFrame | None:
+        """Decodes up to the frame `wanted`; None where a later one or the end comes first."""
+        while True:
+            while self._ready:
+                number, frame = self._ready[0]
+                if number > wanted:
+                    return None
+                self._ready.popleft()
+                self._last = number
+                if number == wanted:
+                    return frame
+            if not self._feed(needed):
+                return None
+
+    def _approach(self, frame: int, careful: bool) -> None:
+        """Goes back for a frame that is behind, and ahead by a seek where that pays."""
+        key = 0 if self._index.counted or careful else self._index.key_for(frame)
+        ahead = key > max(self._at, self._begin) + _SEEK_PAYS_PACKETS
+        if frame <= self._last or ahead:
+            self._goto(key)
+
+    def _goto(self, place: int) -> None:
+        """The next packet decoded will be the key packet at `place`."""
+        index = self._index
+        if index.counted or not self._seek(index, place):
+            self._reopen()
+        self._begin = place
+        if place:
+            pts = index.key_pts[np.searchsorted(index.keys, place)]
+            self._last = int(np.searchsorted(index.pts, pts)) - 1
+
+    def _seek(self, index: Index, place: int) -> bool:
+        """Moves to a key packet at or before `place`; False where the file does not allow it."""
+        group = int(np.searchsorted(index.keys, place))
+        try:
+            self._container.seek(int(index.key_time[group]), stream=self._stream)
+            self._rewind()
+            first = next(self._packets, None)
+        except FFmpegError:
+            return False
+        if first is None or first.pts is None or not first.size:
+            return False
+        found = np.flatnonzero(index.key_pts == first.pts)
+        if not found.size or index.keys[found[0]] > place:
+            return False
+        self._at = int(index.keys[found[0]])
+        self._packets = _chain(first, self._packets)
+        return True
+
+    def _feed(self, needed: frozenset[int] = frozenset()) -> bool:
+        """Puts what the next packet gives on `_ready`; False at the end of the file."""
+        frames = self._put_out(needed)
+        if frames is None:
+            return False
+        for frame in frames:
+            number = self._number(frame)
+            if number is not None:
+                self._ready.append((number, frame))
+        return True
+
+    def _put_out(self, needed: frozenset[int] = frozenset()) -> list[VideoFrame] | None:
+        """Gives the decoder the next packet -> frames that come out (often none); None at the end.
+
+        Up to the last place that is `needed`, other packets are decoded only if frames refer to
+        them. At the end of the file the decoder gives all that it still holds.
+        """
+        context = self._stream.codec_context
+        packet = self._next_packet()
+        if packet is None:
+            return None
+        if packet.size:
+            skip = bool(needed) and self._at not in needed and self._at < max(needed)
+            if (context.skip_frame == "NONREF") != skip:
+                context.skip_frame = "NONREF" if skip else "DEFAULT"
+            self._at += 1
+        try:
+            frames = cast(list[VideoFrame], context.decode(packet if packet.size else None))
+        except FFmpegError as error:
+            self._error = f" ({say(error)})"
+            return []
+        self.decoded += len(frames)
+        return frames
+
+    def _next_packet(self) -> Packet[Any] | None:
+        """The next packet to decode; an empty one at the end of the file, then None."""
+        try:
+            packet = next(self._packets, None)
+            while packet is not None and packet.size and self._at < self._begin:
+                self._at += 1
+                packet = next(self._packets, None)
+        except FFmpegError as error:
+            self._error = f" ({say(error)})"
+            self._packets = iter(())
+            return Packet()
+        return packet
+
+    def _number(self, frame: VideoFrame) -> int | None:
+        """Which frame of the file it is; None for one that the index does not know."""
+        index = self._index
+        if index.counted:
+            self._count += 1
+            return self._count - 1
+        if frame.pts is None:
+            return None
+        place = int(np.searchsorted(index.pts, frame.pts))
+        return place if place < len(index.pts) and index.pts[place] == frame.pts else None
+
+    def _rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
+        """uint8 [H,W,3] as shown; a stream that changes its size is scaled to the first frame's."""
+        rgb = self._reformatter.reformat(
+            frame, self._first.width, self._first.height, format="rgb24", threads=1
+        )
+        return np.rot90(cast(NDArray[np.uint8], rgb.to_ndarray()), self.info.rotation // 90)
+
+
+def _seconds(pts: NDArray[np.int64], time_base: float) -> NDArray[np.float64]:
+    """Seconds after the first frame; all 0 where the file does not say."""
+    if pts.min() == NO_TIME or (np.diff(pts) <= 0).any():
+        return np.zeros(len(pts))
+    return (pts - pts[0]) * time_base
+
+
+def _chain(first: Packet[Any], rest: Iterator[Packet[Any]]) -> Iterator[Packet[Any]]:
+    yield first
+    yield from rest
