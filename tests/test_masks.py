@@ -70,7 +70,7 @@ def test_asked_but_visible_weighs_nothing() -> None:
 
 def test_pack_refuses_unequal_rows() -> None:
     hidden = torch.tensor([[[1, 0, 1, 0]], [[1, 1, 1, 0]]]).bool()
-    with pytest.raises(TubeletError, match="one row shows 1 and another 2 of 4"):
+    with pytest.raises(TubeletError, match="one row asks for 2 tokens and another 3, of 4"):
         masks.pack(hidden)
 
 

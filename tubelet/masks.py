@@ -86,7 +86,7 @@ def _indices(chosen: Tensor, verb: str) -> Tensor:
     low, high = int(counts.min()), int(counts.max())
     if low != high or low == 0:
         raise TubeletError(
-            f"A batch needs masks of equal size: every mask {verb} equally many tokens, and at "
-            f"least one: here one row {verb} {low} and another {high} of {chosen.shape[-1]}."
+            f"The masks of a batch must be of equal size, and not empty: one row {verb} {low} "
+            f"tokens and another {high}, of {chosen.shape[-1]}."
         )
     return chosen.nonzero()[:, -1].reshape(*chosen.shape[:2], low)
