@@ -1,0 +1,256 @@
+"""What a run says: sums kept on the device, metrics.jsonl, TensorBoard, the progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from tubelet.errors import TubeletError
+from tubelet.shapes import Batch
+from tubelet.train import checkpoint, folder
+from tubelet.train.config import Derived, TrainConfig
+from tubelet.train.parallel import Place, from_all, sum_over_processes
+
+Terms = Mapping[str, tuple[Tensor, Tensor | float]]
+REPEATS = 5  # skipped updates in a row that stop a run
+QUIET_SECONDS = 2.0  # between lines where there is no bar
+
+
+@dataclass
+class Skipped:
+    """An update that was not applied, as its loss or gradient was not finite."""
+
+    step: int  # from 1
+    paths: list[str]  # of the forwards whose own loss was not finite; of all where none was
+
+
+class Meter:
+    """Sums of what the log shows. They stay on the device until `read`: nothing waits for them."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of applied updates
+        self._step: dict[str, tuple[Tensor, Tensor | float]] = {}  # of this one so far
+        self._forwards: list[tuple[Tensor, list[str]]] = []  # loss, paths
+        self._flags: list[tuple[int, Tensor, list[list[str]]]] = []
+
+    def forward(self, batch: Batch, terms: Terms) -> None:
+        """Adds what a task returned for a micro-batch."""
+        self._forwards.append((terms["loss"][0].detach(), batch.paths))
+        for name, (total, weight) in terms.items():
+            before = self._step.get(name, (0.0, 0.0))
+            weight = weight.detach() if isinstance(weight, Tensor) else weight
+            self._step[name] = (before[0] + total.detach().to(self.place.exact), before[1] + weight)
+
+    @property
+    def loss(self) -> Tensor:
+        """[]: this process's sum of the losses of the update at hand."""
+        return self._step["loss"][0]
+
+    def update(self, step: int, skipped: Tensor, norm: Tensor) -> None:
+        """Closes the update that leads to `step`; a skipped one enters no sum."""
+        applied = (~skipped).to(self.place.exact)
+        for name, (total, weight) in {**self._step, "grad_norm": (norm, 1.0)}.items():
+            zero = torch.zeros_like(applied)
+            before = self._sums.get(name, (zero, zero))
+            total = torch.where(skipped, zero, total.to(applied.dtype))
+            self._sums[name] = (before[0] + total, before[1] + applied * weight)
+        wrong = [~torch.isfinite(loss) for loss, _ in self._forwards]
+        self._flags.append((step, torch.stack([skipped, *wrong]), [p for _, p in self._forwards]))
+        self._step, self._forwards = {}, []
+
+    def read(self) -> tuple[dict[str, float], list[Skipped], int]:
+        """-> means over the updates since the last call, all processes together; the updates
+        among them that were skipped; how many there were. The one place that waits."""
+        names, steps = list(self._sums), len(self._flags)
+        pairs = torch.stack([torch.stack(self._sums[name]) for name in names])
+        means = [
+            total / weight if weight else math.nan
+            for total, weight in sum_over_processes(pairs).tolist()
+        ]
+        skipped = []
+        rows = torch.stack([flags for _, flags, _ in self._flags]).tolist()
+        for (step, _, paths), (bad, *wrong) in zip(self._flags, rows, strict=True):
+            if bad:
+                mine = [paths for paths, flag in zip(paths, wrong, strict=True) if flag]
+                told = from_all((mine, paths))
+                lists = [p for found, _ in told for p in found] or [p for _, a in told for p in a]
+                skipped.append(Skipped(step, sorted({path for paths in lists for path in paths})))
+        self._sums, self._flags = {}, []
+        return dict(zip(names, means, strict=True)), skipped, steps
+
+
+class Log:
+    """The screen and the files of a run; only the main process writes."""
+
+    def __init__(
+        self,
+        out: Path,
+        place: Place,
+        config: TrainConfig,
+        derived: Derived,
+        start: int,
+        console: Console | None = None,
+    ) -> None:
+        self.out, self.place, self.config, self.derived = out, place, config, derived
+        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self.shown = place.main and config.progress
+        self.waited_seconds = 0.0
+        self._began = self._read_at = time.perf_counter()
+        self._start = start
+        self._said_at = -math.inf
+        self._writer = _tensorboard() if config.tensorboard else None
+        self._board: Any = None
+        self._bar: Progress | None = None
+        if self.shown and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[said]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._bar.add_task("training", total=derived.total_steps, completed=start, said="")
+
+    def __enter__(self) -> Log:
+        if self.shown:
+            for rule in self.derived.rules:
+                self.console.print(rule, style="dim")
+        if self._bar is not None:
+            self._bar.start()
+        if self._writer is not None and self.place.main:
+            self._board = self._writer(str(self.out / "tensorboard"), purge_step=self._start + 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def next(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch; the time spent waiting for it is counted."""
+        began = time.perf_counter()
+        batch = next(batches, None)
+        self.waited_seconds += time.perf_counter() - began
+        if batch is None:
+            raise TubeletError(
+                f"The data ended before the {self.derived.total_steps} updates of the run: "
+                "an iterator of batches must go on over the epochs until the run ends."
+            )
+        return batch
+
+    def advance(self, step: int) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
+
+    def progress(
+        self, step: int, lr: float, means: dict[str, float], steps: int, skipped: int
+    ) -> None:
+        """A row of metrics.jsonl, and the screen: means over the last `steps` updates."""
+        now = time.perf_counter()
+        seconds, self._read_at = now - self._read_at, now
+        waited, self.waited_seconds = self.waited_seconds, 0.0
+        row = {
+            **means,
+            "lr": lr,
+            "clips_per_second": steps * self.config.batch_size / seconds,
+            "wait_ratio": waited / seconds,
+            "memory_gib": _memory_gib(self.place.device),
+            "skipped": skipped,
+        }
+        self._write(step, row, row)
+        said = (
+            f"loss {means['loss']:.4f}  lr {lr:.2e}  {row['clips_per_second']:.1f} clips/s  "
+            f"wait {row['wait_ratio']:.0%}  {row['memory_gib']:.1f} GiB"
+        )
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step, said=said)
+        elif self.shown:
+            self._say(step, said)
+
+    def evaluation(self, step: int, scores: dict[str, float]) -> None:
+        """A row of metrics.jsonl, and a line, for what `evaluate` returned."""
+        if not scores:
+            return
+        self._write(step, {"evaluation": scores}, {f"eval/{k}": v for k, v in scores.items()})
+        if self.shown:
+            told = "  ".join(f"{name} {score:.4g}" for name, score in scores.items())
+            self.console.print(f"step {step}  evaluation: {told}")
+
+    def skipped(self, skipped: list[Skipped]) -> None:
+        """Rows of nonfinite.jsonl."""
+        if self.place.main:
+            rows = [{"step": each.step, "paths": each.paths} for each in skipped]
+            self._append(folder.NONFINITE, rows)
+
+    def restart_clock(self) -> None:
+        """Leaves the time since the last row (saving, evaluating) out of the next row's."""
+        self._read_at, self.waited_seconds = time.perf_counter(), 0.0
+
+    def _say(self, step: int, said: str) -> None:
+        now, last = time.perf_counter(), step == self.derived.total_steps
+        if now - self._said_at < QUIET_SECONDS and not last:
+            return
+        self._said_at = now
+        rest = (now - self._began) / (step - self._start) * (self.derived.total_steps - step)
+        left = f"{rest // 3600:.0f}:{rest % 3600 // 60:02.0f}:{rest % 60:02.0f} left"
+        self.console.print(f"step {step}/{self.derived.total_steps}  {said}  {left}")
+
+    def _write(self, step: int, row: dict[str, Any], scalars: dict[str, float]) -> None:
+        if not self.place.main:
+            return
+        epoch = round(step / self.derived.steps_per_epoch, 4)
+        self._append(folder.METRICS, [{"step": step, "epoch": epoch, **row}])
+        if self._board is not None:
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+
+    def _append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(_finite(row)) + "\n" for row in rows)
+        with checkpoint.writing(name, self.out), open(self.out / name, "a") as file:
+            file.write(lines)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _memory_gib(device: torch.device) -> float:
+    """The most memory so far: of the GPU, or of this process without its workers."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def _tensorboard() -> Any:
+    """The class that writes for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise TubeletError(
+            "tensorboard was asked for, but is not installed: pip install 'tubelet[tensorboard]'."
+        ) from error
+    return SummaryWriter
