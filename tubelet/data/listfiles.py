@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tubelet.data.decode import IMAGES
 from tubelet.errors import TubeletError
 
 VIDEO_EXTENSIONS = (
@@ -35,7 +36,7 @@ VIDEO_EXTENSIONS = (
     ".m2ts",
     ".gif",
 )
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+IMAGE_EXTENSIONS = tuple(sorted(IMAGES))
 EXTENSIONS = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
 LIST_EXTENSIONS = (".csv", ".txt", ".tsv", ".jsonl")
 

@@ -1,0 +1,273 @@
+"""Samples: one decode, one crop, one mask, a function of (seed, epoch, index, repeat) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
+from tubelet.data.lists import Kind, VideoList, as_target
+from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
+from tubelet.data.transforms import Augment, augment, spatial_views, to_channels
+from tubelet.errors import TubeletError
+from tubelet.shapes import Batch, ClipSpec, Masks, Sample
+
+MaskDraw = Callable[[np.random.Generator], Tensor]  # -> bool [k,N], True = hidden
+AskedDraw = Callable[[np.random.Generator, Tensor], Tensor]  # hidden [k,N] -> bool [k,N]
+Pack = Callable[[Tensor, Tensor | None], Masks]
+
+TRIES = 10  # videos tried for one sample before giving up
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a sample is drawn for: the position `index` of the list in `epoch`."""
+
+    epoch: int
+    index: int
+
+
+def usable(decoder: Decoder) -> Decoder:
+    """The decoder, if it is installed; else the error, before any video is called unreadable."""
+    found = available_decoders()
+    state = found.get(decoder, f"none of {', '.join(found)}")
+    if decoder not in found or state.startswith("missing"):
+        raise TubeletError(f"The decoder {decoder!r} is {state}.")
+    return decoder
+
+
+class Table:
+    """The paths and labels of a list in a few arrays: cheap to send to many workers."""
+
+    def __init__(self, videos: VideoList) -> None:
+        paths = [entry.path.encode("utf-8", "surrogateescape") for entry in videos.entries]
+        self._paths = b"".join(paths)
+        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        self._labels = _pack_labels(videos)
+        self.kind: Kind = videos.kind
+        self.classes = len(videos.classes)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def path(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return self._paths[start : self._ends[index]].decode("utf-8", "surrogateescape")
+
+    def target(self, index: int) -> Tensor | None:
+        """int64 [] (single), float32 [classes] (multi), float32 [values] (regression), None."""
+        if self._labels is None:
+            return None
+        label = self._labels[index]
+        if self.kind == "single":
+            return as_target(int(label), self.kind, self.classes)
+        return as_target(tuple(label.tolist()), self.kind, self.classes)
+
+
+def _pack_labels(videos: VideoList) -> np.ndarray | list[np.ndarray] | None:
+    labels = [entry.label for entry in videos.entries]
+    if videos.kind == "unlabelled":
+        return None
+    if videos.kind == "multi":
+        return [np.asarray(label, dtype=np.int32) for label in labels]
+    return np.asarray(labels, dtype=np.int64 if videos.kind == "single" else np.float64)
+
+
+class ClipDataset(Dataset[list[Sample]]):
+    """Training samples: `dataset[Key(epoch, index)]` -> `num_sample` samples of one decode.
+
+    The repeats share their frames; crop, flip and mask are drawn anew for each. An unreadable video
+    is replaced by another, drawn from the same (seed, epoch, index), and named in
+    `Sample.unreadable`; a sample then carries path, index and label of what it shows.
+
+    Args:
+        videos: the list.
+        spec: what a clip is.
+        augment: the crop and what else is done to the pixels.
+        seed: of the run.
+        num_sample: repeats of each video (repeated augmentation).
+        mask: rng -> hidden bool [k,N]; None: samples without masks.
+        asked: (rng, hidden) -> asked bool [k,N]; None: what is hidden is asked for.
+        decoder: "pyav" or "torchcodec".
+        max_unreadable: share of the list above which a run stops; see `loader.Unreadable`.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        spec: ClipSpec,
+        augment: Augment,
+        *,
+        seed: int,
+        num_sample: int = 1,
+        mask: MaskDraw | None = None,
+        asked: AskedDraw | None = None,
+        decoder: Decoder = "pyav",
+        max_unreadable: float = 0.01,
+    ) -> None:
+        if num_sample < 1:
+            raise TubeletError(
+                f"num_sample is {num_sample}: expected 1 or more repeats of a video."
+            )
+        self.videos = Table(videos)
+        self.spec = spec
+        self.augment = augment
+        self.seed = seed
+        self.num_sample = num_sample
+        self.mask = mask
+        self.asked = asked
+        self.decoder: Decoder = usable(decoder)
+        self.max_unreadable = max_unreadable
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, key: Key) -> list[Sample]:
+        rng = rng_for(self.seed, key.epoch, key.index)
+        clip, shown, unreadable = self._decode(key.index, rng)
+        label = self.videos.target(shown)
+        samples = []
+        for repeat in range(self.num_sample):
+            if repeat:
+                rng = rng_for(self.seed, key.epoch, key.index, repeat)
+            views = augment(clip, {"clip": self.spec.size}, self.augment, rng)
+            hidden = None if self.mask is None else self.mask(rng)
+            samples.append(
+                Sample(
+                    views=views,
+                    path=self.videos.path(shown),
+                    index=shown,
+                    seed=sample_seed(self.seed, key.epoch, key.index, repeat),
+                    hidden=hidden,
+                    asked=None if self.asked is None or hidden is None else self.asked(rng, hidden),
+                    label=label,
+                    unreadable=unreadable,
+                )
+            )
+        return samples
+
+    def _decode(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, tuple[str, ...]]:
+        """A clip uint8 [T,H,W,C], the index that it shows, and the paths that failed before."""
+        failed: dict[int, str] = {}
+        while True:
+            path = self.videos.path(index)
+            try:
+                with Video(path, decoder=self.decoder) as video:
+                    info = video.info
+                    clip = video.frames(draw_frames(self.spec, info.frames, info.fps, rng))
+            except (DecodeError, OSError) as error:
+                failed[index] = str(error)
+            else:
+                bad = tuple(self.videos.path(at) for at in failed)
+                return to_channels(clip, self.spec.in_chans), index, bad
+            if len(failed) == min(TRIES, len(self)):
+                raise _all_failed(list(failed.values()), len(self))
+            while index in failed:
+                index = int(rng.integers(len(self)))
+
+
+def _all_failed(reasons: Sequence[str], videos: int) -> TubeletError:
+    tried = f"All {videos}" if len(reasons) == videos else f"{len(reasons)} in a row of {videos}"
+    shown = "\n".join(f"  {reason}" for reason in reasons[:3])
+    return TubeletError(
+        f"{tried} videos could not be decoded, for example:\n{shown}\n"
+        "`tubelet check` on this data lists every file that cannot be read."
+    )
+
+
+def collate(groups: Sequence[Sequence[Sample]], *, pack: Pack | None = None) -> Batch:
+    """Samples of B/num_sample videos -> a Batch of B, the repeats of a video side by side."""
+    samples = [sample for group in groups for sample in group]
+    hidden = _stack([s.hidden for s in samples], "hidden")
+    if hidden is not None and pack is None:
+        raise TubeletError("The samples carry masks: pass pack=tubelet.masks.pack.")
+    return Batch(
+        views={
+            name: torch.stack([sample.views[name] for sample in samples])
+            for name in samples[0].views
+        },
+        paths=[sample.path for sample in samples],
+        index=torch.tensor([sample.index for sample in samples]),
+        seeds=torch.tensor([sample.seed for sample in samples]),
+        masks=pack(hidden, _stack([s.asked for s in samples], "asked"))
+        if pack is not None and hidden is not None
+        else None,
+        labels=_stack([s.label for s in samples], "label"),
+        unreadable=tuple(path for group in groups for path in group[0].unreadable),
+    )
+
+
+def _stack(tensors: Sequence[Tensor | None], what: str) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    assert len(there) in (0, len(tensors)), f"{what} in {len(there)} of {len(tensors)} samples"
+    return torch.stack(there) if there else None
+
+
+@dataclass
+class Views:
+    """All test views of one video, or why there are none."""
+
+    index: int
+    path: str
+    clips: Tensor | None  # uint8 [V,C,T,h,w]: V = segments x crops, the crops of a segment together
+    label: Tensor | None = None
+    error: str = ""  # set where `clips` is None
+
+    def pin_memory(self) -> Views:
+        """Called by the loader where the device copies from pinned memory."""
+        if self.clips is not None:
+            self.clips = self.clips.pin_memory()
+        return self
+
+
+class EvalDataset(Dataset[Views]):
+    """Test views: item i is every view of video i, from one decode.
+
+    Nothing is random, and nothing is replaced: an unreadable video comes with its error and
+    without clips. `segments` temporal by `crops` spatial views: 5 and 3 are the published protocol
+    for Kinetics, 2 and 3 for Something-Something, 1 and 1 the centre of the video.
+    """
+
+    def __init__(
+        self,
+        videos: VideoList,
+        spec: ClipSpec,
+        *,
+        segments: int = 1,
+        crops: int = 1,
+        decoder: Decoder = "pyav",
+    ) -> None:
+        if segments < 1 or crops < 1:
+            raise TubeletError(
+                f"{segments} segments x {crops} crops: expected at least 1 of each, such as 5x3."
+            )
+        self.videos = Table(videos)
+        self.spec = spec
+        self.segments = segments
+        self.crops = crops
+        self.decoder: Decoder = usable(decoder)
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Views:
+        path, label = self.videos.path(index), self.videos.target(index)
+        try:
+            clips = self._views(path)
+        except (DecodeError, OSError) as error:
+            return Views(index, path, None, label, str(error))
+        return Views(index, path, clips, label)
+
+    def _views(self, path: str) -> Tensor:
+        spec = self.spec
+        with Video(path, decoder=self.decoder) as video:
+            at = test_frames(spec, video.info.frames, video.info.fps, self.segments)
+            needed, where = np.unique(at, return_inverse=True)  # segments may overlap
+            frames = to_channels(video.frames(needed), spec.in_chans)
+        where = torch.from_numpy(where.reshape(at.shape))
+        return torch.cat([spatial_views(frames[one], spec.size, self.crops) for one in where])
