@@ -1,0 +1,235 @@
+"""What a masked model sees and what it makes of the rest: a picture strip and an animation.
+
+A model that predicts *normalised* pixels says nothing about the brightness and contrast of a hidden
+tubelet. Filling in the true ones makes any model look good (the published script does, spec of
+arXiv 2203.12602, section 8); here they are estimated from what is visible, unless `oracle` asks for
+the true ones, and then the picture says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import log10
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tubelet import masks as draws
+from tubelet.analysis import picture
+from tubelet.data.decode import Video
+from tubelet.data.sampling import centre_frames, rng_for, window_frames
+from tubelet.data.transforms import spatial_views, to_channels
+from tubelet.errors import TubeletError
+from tubelet.masks import pack
+from tubelet.model import Branch, MaskedModel
+from tubelet.shapes import ClipSpec, Grid, Masks, gather, patchify, unpatchify
+from tubelet.targets.pixels import Pixels
+from tubelet.train.parallel import choose_device
+
+MaskFunction = Callable[[Grid, np.random.Generator], Tensor]
+GREY = 0.8  # what is painted over hidden tubelets in the "masked" row
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """Which clip of the video, how it is masked, and how the result is shown."""
+
+    mask_type: Literal["tube", "random", "frame"] = "tube"
+    mask_ratio: float = 0.9
+    seed: int = 0  # of the mask
+    oracle: bool = False  # use the true brightness and contrast of hidden tubelets, and say so
+    start_seconds: float | None = None  # where the clip begins; None: the middle of the video
+    columns: int = 8  # frames shown in the strip, at most
+    animation: Literal["gif", "none"] = "gif"
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Clips are float32 [C,T,H,W] in [0,1] on the CPU."""
+
+    strip: Path
+    animation: Path | None
+    clip: Tensor
+    masked: Tensor
+    filled: Tensor  # predictions where hidden, the input where visible
+    hidden: Tensor  # bool [N]
+    grid: Grid
+    seconds: tuple[float, ...]  # [T]: when each frame is shown in the video
+    psnr: float  # decibels, over the hidden tubelets
+
+
+def reconstruct(
+    model: MaskedModel,
+    spec: ClipSpec,
+    video: str | Path,
+    out: str | Path,
+    config: ReconstructConfig | None = None,
+    *,
+    mask: MaskFunction | None = None,
+    name: str = "",
+) -> Reconstruction:
+    """Hides part of a clip, lets the model predict it, and draws input, masked and prediction.
+
+    Writes `<video's name>.png` and `.gif` (with `-oracle` in the name where it is one) into `out`.
+
+    Args:
+        mask: a run's mask function; None draws by `mask_type` and `mask_ratio`.
+        name: of the checkpoint, for the picture.
+
+    Raises:
+        TubeletError: the model predicts no pixels, the video or the moment cannot be read, or the
+            oracle is asked for where there is nothing to borrow.
+    """
+    config = config or ReconstructConfig()
+    branch, target = pixel_branch(model)
+    if config.oracle and not target.normalise:
+        raise TubeletError(
+            "oracle borrows the true brightness and contrast of hidden tubelets, but this model "
+            "predicts raw pixels and needs none: leave it out."
+        )
+    clip, seconds = _read(Path(video), spec, config)
+    grid = model.backbone.grid_for(*clip.shape[1:])
+    hidden = (mask or _mask(config))(grid, rng_for(config.seed, 0, 0))
+    device = choose_device(config.device)
+    model = model.to(device)
+    chosen = pack(hidden[None, None]).to(device)
+    pixels = clip[None].to(device).float() / 255
+    filled = fill(model, branch.name, pixels, chosen, oracle=config.oracle)[0].cpu()
+    pixels = pixels[0].cpu()
+    cubes = hidden.view(1, -1, 1, 1, 1, 1).expand(1, -1, spec.in_chans, *target.patch)
+    where = unpatchify(cubes, grid)[0]
+    masked = pixels.masked_fill(where, GREY)
+    error = float((filled - pixels)[where].square().mean())
+    psnr = 10 * log10(1 / error) if error > 0 else float("inf")
+    share = float(hidden.float().mean())
+    note = _note(target, config.oracle)
+    sheet = picture.Sheet(
+        rows=(("input", pixels), ("masked", masked), (_label(config.oracle), filled)),
+        seconds=seconds,
+        title=f"{Path(video).name}: {share:.0%} of {'x'.join(map(str, grid))} tubelets hidden",
+        note=f"{name}  ·  {note}" if name else note,
+        figure=f"PSNR of hidden pixels {psnr:.1f} dB",
+        warning=config.oracle,
+    )
+    strip, animation = _write(sheet, Path(video), Path(out), config)
+    return Reconstruction(strip, animation, pixels, masked, filled, hidden, grid, seconds, psnr)
+
+
+def pixel_branch(model: MaskedModel) -> tuple[Branch, Pixels]:
+    """The branch of the model that predicts pixels."""
+    for branch in model.branches.values():
+        assert isinstance(branch, Branch)
+        if isinstance(branch.target, Pixels):
+            return branch, branch.target
+    targets = ", ".join(type(b.target).__name__ for b in model.branches.values())
+    raise TubeletError(
+        f"This model predicts no pixels (its targets: {targets or 'none'}), so there is nothing to "
+        "look at. Expected a model pretrained with a pixel target, such as VideoMAE's."
+    )
+
+
+@torch.no_grad()
+def fill(
+    model: MaskedModel, branch: str, clip: Tensor, masks: Masks, *, oracle: bool = False
+) -> Tensor:
+    """clip float [B,C,T,H,W] in [0,1], one mask each -> the same with hidden tubelets predicted.
+
+    Without `oracle` the result does not depend on hidden pixels, bit for bit.
+    """
+    part = model.branches[branch]
+    assert isinstance(part, Branch) and isinstance(part.target, Pixels)
+    target, asked, keep = part.target, masks.asked[:, 0], masks.keep[:, 0]
+    was_training = model.training
+    model.eval()
+    cubes = target.cubes(model.predict(clip, masks)[branch].float())
+    model.train(was_training)
+    grid = model.backbone.grid_for(*clip.shape[2:])
+    patches = patchify(clip, target.patch)
+    if target.normalise:
+        known = asked if oracle else keep
+        mean, std = target.statistics(gather(patches, known).flatten(3))
+        if not oracle:
+            weights = nearness(grid, keep, asked)
+            mean, std = (torch.einsum("bmk,bkco->bmco", weights, x) for x in (mean, std))
+        cubes = cubes * std[..., None, None] + mean[..., None, None]
+    index = asked.view(*asked.shape, 1, 1, 1, 1).expand_as(cubes)
+    return unpatchify(patches.scatter(1, index, cubes.clamp(0, 1)), grid)
+
+
+def nearness(grid: Grid, keep: Tensor, asked: Tensor) -> Tensor:
+    """keep [B,K], asked [B,M] -> weights float32 [B,M,K], rows adding up to 1.
+
+    Inverse distance to the fourth power on the token grid, a step in time counting as half a step
+    in space (ours: tubelets change less over time). The nearest visible tubelets decide.
+    """
+    axes = [torch.arange(n, device=keep.device, dtype=torch.float32) for n in grid]
+    places = torch.cartesian_prod(axes[0] / 2, axes[1], axes[2])
+    square = (places[asked][:, :, None] - places[keep][:, None]).square().sum(-1)
+    weights = 1 / square.clamp(min=1e-6).square()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _mask(config: ReconstructConfig) -> MaskFunction:
+    draw = {"tube": draws.tube, "random": draws.random, "frame": draws.frame}[config.mask_type]
+    return lambda grid, rng: draw(grid, rng, mask_ratio=config.mask_ratio)
+
+
+def _read(
+    path: Path, spec: ClipSpec, config: ReconstructConfig
+) -> tuple[Tensor, tuple[float, ...]]:
+    """-> the centre crop uint8 [C,T,H,W] of the clip, and the moment of each frame."""
+    with Video(path, decoder=config.decoder) as video:
+        info = video.info
+        if config.start_seconds is None:
+            indices = centre_frames(spec, info.frames, info.fps)
+        else:
+            first = int(config.start_seconds * info.fps)
+            if not 0 <= first < info.frames:
+                raise TubeletError(
+                    f"{path} lasts {info.duration_seconds:.2f} s; a clip cannot start at "
+                    f"{config.start_seconds:g} s. Choose a start from 0 to below that."
+                )
+            rest = next(window_frames(spec, info.frames - first, info.fps))[2]
+            indices = first + rest
+        frames = to_channels(video.frames(indices), spec.in_chans)
+        seconds = tuple(float(s) for s in video.timestamps[indices])
+    return spatial_views(frames, spec.size, 1)[0], seconds
+
+
+def _label(oracle: bool) -> str:
+    return "ORACLE\nreconstruction" if oracle else "reconstruction"
+
+
+def _note(target: Pixels, oracle: bool) -> str:
+    if not target.normalise:
+        return "raw pixels, as predicted"
+    if oracle:
+        return "ORACLE: true brightness and contrast of every hidden tubelet were given to it"
+    return "brightness and contrast estimated from visible tubelets only"
+
+
+def _write(
+    sheet: picture.Sheet, video: Path, out: Path, config: ReconstructConfig
+) -> tuple[Path, Path | None]:
+    stem = video.stem + ("-oracle" if config.oracle else "")
+    strip, animation = out / f"{stem}.png", out / f"{stem}.gif"
+    frames = len(sheet.seconds)
+    shown = np.unique(np.linspace(0, frames - 1, min(frames, max(1, config.columns))).round())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        picture.strip(sheet, [int(i) for i in shown]).save(strip)
+        if config.animation == "none":
+            return strip, None
+        picture.animate(sheet, animation)
+    except OSError as error:
+        raise TubeletError(
+            f"The pictures cannot be written to {out}: {error.strerror or error}. Choose another "
+            "folder, or make room."
+        ) from error
+    return strip, animation
