@@ -1,9 +1,9 @@
 """What a masked model sees and what it makes of the rest: a picture strip and an animation.
 
-A model that predicts *normalised* pixels says nothing about the brightness and contrast of a hidden
-tubelet. Filling in the true ones makes any model look good (the published script does, spec of
-arXiv 2203.12602, section 8); here they are estimated from what is visible, unless `oracle` asks for
-the true ones, and then the picture says so.
+A model that predicts *normalised* pixels says nothing about the colour and contrast of a hidden
+tubelet. Filling in the true ones, as the script published with arXiv 2203.12602 does, makes any
+model look good, a random one too. Here they are estimated from what is visible, unless `oracle`
+asks for the true ones, and then the picture says so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ReconstructConfig:
     mask_type: Literal["tube", "random", "frame"] = "tube"
     mask_ratio: float = 0.9
     seed: int = 0  # of the mask
-    oracle: bool = False  # use the true brightness and contrast of hidden tubelets, and say so
+    oracle: bool = False  # use the true colour and contrast of hidden tubelets, and say so
     start_seconds: float | None = None  # where the clip begins; None: the middle of the video
     columns: int = 8  # frames shown in the strip, at most
     animation: Literal["gif", "none"] = "gif"
@@ -77,10 +77,8 @@ def reconstruct(
     """Hides part of a clip, lets the model predict it, and draws input, masked and prediction.
 
     Writes `<video's name>.png` and `.gif` (with `-oracle` in the name where it is one) into `out`.
-
-    Args:
-        mask: a run's mask function; None draws by `mask_type` and `mask_ratio`.
-        name: of the checkpoint, for the picture.
+    `mask`: a run's mask function; None draws by `mask_type` and `mask_ratio`. `name`: of the
+    checkpoint, for the picture.
 
     Raises:
         TubeletError: the model predicts no pixels, the video or the moment cannot be read, or the
@@ -90,35 +88,36 @@ def reconstruct(
     branch, target = pixel_branch(model)
     if config.oracle and not target.normalise:
         raise TubeletError(
-            "oracle borrows the true brightness and contrast of hidden tubelets, but this model "
+            "oracle borrows the true colour and contrast of hidden tubelets, but this model "
             "predicts raw pixels and needs none: leave it out."
         )
     clip, seconds = _read(Path(video), spec, config)
     grid = model.backbone.grid_for(*clip.shape[1:])
     hidden = (mask or _mask(config))(grid, rng_for(config.seed, 0, 0))
     device = choose_device(config.device)
-    model = model.to(device)
-    chosen = pack(hidden[None, None]).to(device)
     pixels = clip[None].to(device).float() / 255
-    filled = fill(model, branch.name, pixels, chosen, oracle=config.oracle)[0].cpu()
+    chosen = pack(hidden[None, None]).to(device)
+    cubes = _predict(model.to(device), branch.name, target, pixels, chosen)
+    filled = compose(target, pixels, chosen, cubes, oracle=config.oracle)[0].cpu()
+    flat = compose(target, pixels, chosen, torch.zeros_like(cubes))[0].cpu()
     pixels = pixels[0].cpu()
-    cubes = hidden.view(1, -1, 1, 1, 1, 1).expand(1, -1, spec.in_chans, *target.patch)
-    where = unpatchify(cubes, grid)[0]
+    where = unpatchify(hidden.view(1, -1, 1, 1, 1, 1).expand(1, -1, 1, *target.patch), grid)[0]
     masked = pixels.masked_fill(where, GREY)
-    error = float((filled - pixels)[where].square().mean())
-    psnr = 10 * log10(1 / error) if error > 0 else float("inf")
-    share = float(hidden.float().mean())
+    quality = psnr(filled, pixels, where)
     note = _note(target, config.oracle)
+    figure = f"PSNR of hidden pixels: {quality:.1f} dB"
+    if target.normalise and not config.oracle:
+        figure += f"  (of the colours around them alone: {psnr(flat, pixels, where):.1f} dB)"
     sheet = picture.Sheet(
         rows=(("input", pixels), ("masked", masked), (_label(config.oracle), filled)),
         seconds=seconds,
-        title=f"{Path(video).name}: {share:.0%} of {'x'.join(map(str, grid))} tubelets hidden",
+        title=f"{Path(video).name}: {_share(hidden, grid)}",
         note=f"{name}  ·  {note}" if name else note,
-        figure=f"PSNR of hidden pixels {psnr:.1f} dB",
+        figure=figure,
         warning=config.oracle,
     )
     strip, animation = _write(sheet, Path(video), Path(out), config)
-    return Reconstruction(strip, animation, pixels, masked, filled, hidden, grid, seconds, psnr)
+    return Reconstruction(strip, animation, pixels, masked, filled, hidden, grid, seconds, quality)
 
 
 def pixel_branch(model: MaskedModel) -> tuple[Branch, Pixels]:
@@ -135,21 +134,25 @@ def pixel_branch(model: MaskedModel) -> tuple[Branch, Pixels]:
 
 
 @torch.no_grad()
-def fill(
-    model: MaskedModel, branch: str, clip: Tensor, masks: Masks, *, oracle: bool = False
-) -> Tensor:
-    """clip float [B,C,T,H,W] in [0,1], one mask each -> the same with hidden tubelets predicted.
-
-    Without `oracle` the result does not depend on hidden pixels, bit for bit.
-    """
-    part = model.branches[branch]
-    assert isinstance(part, Branch) and isinstance(part.target, Pixels)
-    target, asked, keep = part.target, masks.asked[:, 0], masks.keep[:, 0]
+def _predict(model: MaskedModel, branch: str, target: Pixels, clip: Tensor, masks: Masks) -> Tensor:
+    """-> what the model predicts for the positions asked for: float32 [B,M,C,pt,ph,pw]."""
     was_training = model.training
     model.eval()
     cubes = target.cubes(model.predict(clip, masks)[branch].float())
     model.train(was_training)
-    grid = model.backbone.grid_for(*clip.shape[2:])
+    return cubes
+
+
+def compose(
+    target: Pixels, clip: Tensor, masks: Masks, cubes: Tensor, *, oracle: bool = False
+) -> Tensor:
+    """clip float [B,C,T,H,W] in [0,1], predictions [B,M,C,pt,ph,pw] -> the clip with these in it.
+
+    One mask for each clip. Without `oracle` the result does not depend on hidden pixels, bit for
+    bit: normalised predictions get the mean and deviation of the visible tubelets around them.
+    """
+    asked, keep = masks.asked[:, 0], masks.keep[:, 0]
+    grid = target.patch.grid_for(*clip.shape[2:])
     patches = patchify(clip, target.patch)
     if target.normalise:
         known = asked if oracle else keep
@@ -160,6 +163,12 @@ def fill(
         cubes = cubes * std[..., None, None] + mean[..., None, None]
     index = asked.view(*asked.shape, 1, 1, 1, 1).expand_as(cubes)
     return unpatchify(patches.scatter(1, index, cubes.clamp(0, 1)), grid)
+
+
+def psnr(made: Tensor, true: Tensor, where: Tensor) -> float:
+    """Two clips [C,T,H,W] in [0,1], bool [1,T,H,W] -> decibels over the pixels `where`."""
+    error = float((made - true)[where.expand_as(true)].square().mean())
+    return 10 * log10(1 / error) if error > 0 else float("inf")
 
 
 def nearness(grid: Grid, keep: Tensor, asked: Tensor) -> Tensor:
@@ -202,6 +211,11 @@ def _read(
     return spatial_views(frames, spec.size, 1)[0], seconds
 
 
+def _share(hidden: Tensor, grid: Grid) -> str:
+    share = float(hidden.float().mean())
+    return f"{share:.1%} of {'x'.join(map(str, grid))} tubelets hidden".replace(".0%", "%")
+
+
 def _label(oracle: bool) -> str:
     return "ORACLE\nreconstruction" if oracle else "reconstruction"
 
@@ -210,8 +224,8 @@ def _note(target: Pixels, oracle: bool) -> str:
     if not target.normalise:
         return "raw pixels, as predicted"
     if oracle:
-        return "ORACLE: true brightness and contrast of every hidden tubelet were given to it"
-    return "brightness and contrast estimated from visible tubelets only"
+        return "ORACLE: true colour and contrast of every hidden tubelet were given to it"
+    return "colour and contrast estimated from visible tubelets only"
 
 
 def _write(

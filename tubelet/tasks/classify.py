@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from tubelet import losses
+from tubelet.data.mix import Mixing, mix
 from tubelet.errors import TubeletError
+from tubelet.model import Classifier
 from tubelet.shapes import Batch
 from tubelet.tasks.scores import Kind
 
-# clips uint8 [B,C,T,H,W], labels int64 [B], seeds int64 [B] -> clips, soft labels [B,classes]
-Mix = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Validation = Callable[[nn.Module], dict[str, float]]
 
 
@@ -24,58 +24,64 @@ class Classify:
         model: clips float in [0,1], seeds -> [B,outputs].
         kind: "single" (cross-entropy), "multi" (binary cross-entropy of each class) or
             "regression" (squared error).
-        mix: mixup, cutmix and label smoothing of a batch on the device; for "single" only.
-        validation: the model -> scores, for instance `tubelet.tasks.evaluate.validation(...)`.
+        mixing: mixup, cutmix and label smoothing of each batch, on its device. Several labels are
+            mixed without smoothing; in regression nothing is, for half of two clips has no value
+            that is known.
+        evaluate: the model -> scores, for instance `tubelet.tasks.evaluate.validation(...)`.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Classifier,
         *,
         kind: Kind = "single",
-        mix: Mix | None = None,
-        validation: Validation | None = None,
+        mixing: Mixing | None = None,
+        evaluate: Validation | None = None,
     ):
-        if mix is not None and kind != "single":
-            raise TubeletError(
-                f"mixup and cutmix mix single labels, and these are {kind!r}: pass --mixup 0 "
-                "--cutmix 0 --smoothing 0."
-            )
-        self.model = model
+        self.model: nn.Module = model
         self.kind: Kind = kind
-        self._mix = mix
-        self._validation = validation
+        self.mixing = None if kind == "regression" else mixing
+        self._outputs = model.num_classes
+        self._evaluate = evaluate
+        self._seen: tuple[list[str], list[int]] = ([], [])  # paths of a batch, seeds of its groups
 
     def weight(self, batch: Batch) -> float:
         """What the batch adds to the denominator of the loss: its clips."""
-        return float(len(batch.seeds))
+        # Here the batch is still on the CPU: reading its seeds later would wait for the GPU.
+        self._seen = (batch.paths, self._group_seeds(batch))
+        return float(len(batch.paths))
 
     def __call__(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float]]:
         """A batch on the model's device, clips uint8 -> {"loss": (sum, clips), "accuracy": ...}.
 
         Accuracy is a share in [0,1]; of a mixed clip, the label that weighs most counts. In
-        regression "error" is the sum of absolute errors, in the labels' unit.
+        regression "error" is the absolute error, in the labels' unit.
         """
         labels, clip = batch.labels, batch.clip
         if labels is None:
             raise TubeletError("Fine-tuning needs labels, and these videos have none.")
-        if self._mix is not None:
-            clip, labels = self._mix(clip, labels, batch.seeds)
-        clip = clip.float() / 255
-        outputs = self.model(clip, batch.seeds)
+        if self.mixing is not None:
+            paths, seeds = self._seen
+            seeds = seeds if paths is batch.paths else self._group_seeds(batch)
+            clip, labels = mix(clip, labels, self._outputs, self.mixing, seeds)
+        outputs = self.model(clip.float() / 255, batch.seeds)
         with torch.autocast(clip.device.type, enabled=False):
-            loss = self._loss(outputs.float(), labels)
+            loss = self._loss(outputs, labels)
         with torch.no_grad():
             name, term = self._term(outputs.float(), labels)
         clips = float(len(clip))
         return {"loss": (loss.sum(), clips), name: (term.sum(), clips)}
 
     def evaluate(self) -> dict[str, float]:
-        """What `validation` scores; {} without it."""
-        return {} if self._validation is None else self._validation(self.model)
+        """What the function given as `evaluate` says of the model; {} without one."""
+        return {} if self._evaluate is None else self._evaluate(self.model)
+
+    def _group_seeds(self, batch: Batch) -> list[int]:
+        """The seed of the first clip of each group that is mixed."""
+        return [] if self.mixing is None else batch.seeds[:: self.mixing.group].tolist()
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """[B,outputs], labels -> [B]."""
+        """[B,outputs], labels -> float32 [B]."""
         if self.kind == "multi":
             return losses.binary_cross_entropy(outputs, labels)
         if self.kind == "regression":
