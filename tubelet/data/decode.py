@@ -7,6 +7,7 @@ frames. A picture is a video of one frame.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +131,8 @@ def _look(path: str) -> None:
         raise DecodeError(path, "there is no such file.")
     if file.is_dir():
         raise DecodeError(path, "it is a folder, and a video file was expected.")
+    if not os.access(path, os.R_OK):
+        raise DecodeError(path, "permission to read it is denied.")
     if not file.stat().st_size:
         raise DecodeError(path, "the file is empty (0 bytes).")
 

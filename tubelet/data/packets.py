@@ -7,8 +7,10 @@ on, and then frames have to be counted as the decoder puts them out.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
@@ -27,6 +29,9 @@ _ONE_TO_ONE = frozenset(
     | {"mjpeg", "msmpeg4v2", "msmpeg4v3", "wmv1", "wmv2", "theora", "rawvideo", "prores"}
     | {"dnxhd", "ffv1", "ffvhuff", "huffyuv"}
 )
+# Codecs that nearly always store frames in another order than they are shown.
+_REORDER = frozenset({"h264", "hevc", "av1"})
+_REORDERED_FRAMES = 4  # how far encoders move a frame, by far most of them
 
 
 @dataclass(frozen=True)
@@ -57,16 +62,19 @@ class Scan:
 
     index: Index | None  # None: frames must be counted
     declared: int  # packets that the file says it has, where it is cut off; else 0
-    packets: int
+    packets: int  # whole ones: the last of a file that is cut off is not
     error: str  # FFmpeg's, at the end of what could be read
 
 
-def counted(pts: list[int | None], declared: int) -> Index:
+def counted(pts: list[int | None], declared: int, reordered: bool) -> Index:
     """The index of frames in the order in which the decoder put them out."""
     none = np.zeros(0, np.int64)
     times = np.array([NO_TIME if t is None else t for t in pts], dtype=np.int64)
     frames = max(len(pts), declared)
-    return Index(frames, len(pts), times, none, none, none, none, counted=True)
+    if declared and reordered:
+        # Where the file is cut off, a frame may have come out in the place of one that is lost.
+        times = times[: max(1, len(times) - _REORDERED_FRAMES)]
+    return Index(frames, len(times), times, none, none, none, none, counted=True)
 
 
 def scan(container: InputContainer, stream: VideoStream) -> Scan:
@@ -91,18 +99,43 @@ def scan(container: InputContainer, stream: VideoStream) -> Scan:
 
 
 def _declared(container: InputContainer, stream: VideoStream, packets: int, whole: bool) -> int:
+    """How many packets a file that is cut off should have; 0 for one that is whole."""
     if "mov" in container.format.name:
         # Not `stream.frames`: an edit list may leave samples out on purpose.
         entries = len(stream.index_entries)
         return entries if entries > packets else 0
-    return 0 if whole else max(stream.frames, packets + 1)
+    if whole and not _cut_off(container.name.removeprefix("file:")):
+        return 0
+    timed = (container.duration or 0) / av.time_base * float(stream.average_rate or 0)
+    declared = max(stream.frames, round(timed), packets + (not whole))
+    return declared if declared > packets else 0
+
+
+def _cut_off(path: str) -> bool:
+    """Whether an AVI or Matroska file is shorter than its own first bytes say."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    if head[:4] == b"RIFF":
+        return int.from_bytes(head[4:8], "little") + 8 > size
+    segment = head.find(b"\x18\x53\x80\x67") if head[:4] == b"\x1a\x45\xdf\xa3" else -1
+    if segment < 0 or segment + 12 > len(head):
+        return False
+    # A length of 1 to 8 bytes: leading zero bits say how many more follow; all ones is unknown.
+    at = segment + 4
+    count = 9 - head[at].bit_length()
+    bits = 7 * count
+    length = int.from_bytes(head[at : at + count], "big") & ((1 << bits) - 1)
+    return length != (1 << bits) - 1 and at + count + length > size
 
 
 def _trusted(table: Int64s, container: InputContainer, stream: VideoStream) -> bool:
     """Whether packets alone tell the frames and their order."""
-    pts, dts, key, _, corrupt = table.T
+    pts, _, key, _, corrupt = table.T
+    context = stream.codec_context
+    codec = context.codec.canonical_name
     return bool(
-        stream.codec_context.codec.canonical_name in _ONE_TO_ONE
+        codec in _ONE_TO_ONE
         and len(table)
         and pts.min() != NO_TIME
         and not corrupt.any()
@@ -112,8 +145,8 @@ def _trusted(table: Int64s, container: InputContainer, stream: VideoStream) -> b
         and len(np.unique(pts)) == len(pts)
         and (
             _STORE_TIMES & set(container.format.name.split(","))
-            # Elsewhere times are guessed, which is right where frames are not reordered.
-            or (dts.min() != NO_TIME and bool((np.diff(pts) > 0).all()))
+            # Elsewhere times are guessed, which is right where frames are never reordered.
+            or (codec not in _REORDER and not context.has_b_frames and (np.diff(pts) > 0).all())
         )
     )
 

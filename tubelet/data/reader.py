@@ -8,6 +8,7 @@ once, and read from the start.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Reader:
         self.decoded = 0  # frames that came out of the decoder
         self._threads = threads
         self._error = ""
+        self._end = 1 << 62  # the place after the last whole packet
         self._reformatter = VideoReformatter()
         self._open()
         try:
@@ -113,7 +115,7 @@ class Reader:
                 f"file:{self.path}", options={"protocol_whitelist": "file"}
             )
         except (FFmpegError, OSError) as error:
-            raise DecodeError(self.path, f"{say(error)}.") from error
+            raise DecodeError(self.path, _why_not_open(self.path, error)) from error
         try:
             self._stream = self._choose()
         except DecodeError:
@@ -158,6 +160,7 @@ class Reader:
         found = scan(self._container, self._stream)
         if found.error:
             self._error = f" ({found.error})"
+        self._end = found.packets
         if not found.packets:
             raise DecodeError(self.path, f"its video stream is empty{self._error}.")
         if found.index is not None:
@@ -168,8 +171,9 @@ class Reader:
         pts: list[int | None] = []
         while (frames := self._put_out()) is not None:
             pts += [frame.pts for frame in frames]
+        reordered = bool(self._stream.codec_context.has_b_frames)
         self._reopen()
-        return counted(pts, found.declared)
+        return counted(pts, found.declared, reordered)
 
     def _first_frame(self) -> VideoFrame:
         """The first frame, left where the next `read` finds it."""
@@ -320,9 +324,11 @@ class Reader:
                 packet = next(self._packets, None)
         except FFmpegError as error:
             self._error = f" ({say(error)})"
-            self._packets = iter(())
-            return Packet()
-        return packet
+        else:
+            if packet is None or not packet.size or self._at < self._end:
+                return packet
+        self._packets = iter(())
+        return Packet()
 
     def _number(self, frame: VideoFrame) -> int | None:
         """Which frame of the file it is; None for one that the index does not know."""
@@ -341,6 +347,16 @@ class Reader:
             frame, self._first.width, self._first.height, format="rgb24", threads=1
         )
         return np.rot90(cast(NDArray[np.uint8], rgb.to_ndarray()), self.info.rotation // 90)
+
+
+def _why_not_open(path: str, error: Exception) -> str:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    if getattr(error, "errno", 0) == errno.EPERM:
+        return "it is a list of other files, and a video was expected."
+    if head[4:8] == b"ftyp":
+        return f"the file is cut off or damaged: its index is missing ({say(error)})."
+    return f"it is no video that FFmpeg knows ({say(error)})."
 
 
 def _seconds(pts: NDArray[np.int64], time_base: float) -> NDArray[np.float64]:
