@@ -7,8 +7,11 @@ from torch import Tensor
 
 
 def mse(pred: Tensor, y: Tensor) -> Tensor:
-    """[B,M,P], [B,M,P] -> [B,M]: mean squared error over the target's width."""
-    return (pred.float() - y.float()).square().mean(-1)
+    """[B,M,P], float32 [B,M,P] -> [B,M]: mean squared error over the target's width.
+
+    A half-precision prediction is widened to the target's type by the subtraction.
+    """
+    return (pred - y).square().mean(-1)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -25,4 +28,4 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def squared_error(pred: Tensor, y: Tensor) -> Tensor:
     """[B,targets], float [B,targets] -> [B]: for regression."""
-    return mse(pred, y)
+    return mse(pred, y.float())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +13,26 @@ from tubelet.backbones import layers as parts
 from tubelet.backbones.vit import ViT, per_mask
 from tubelet.errors import TubeletError
 from tubelet.masks import as_masks
-from tubelet.shapes import Masks, Tokens
+from tubelet.shapes import ClipSpec, Masks, Tokens
 
 Layout = Literal["BCTHW", "BTCHW"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """How a model is to be used; travels in the header of its checkpoint."""
+
+    clip: ClipSpec = ClipSpec()
+    classes: tuple[str, ...] = ()  # names, by label
+    label_kind: str = "unlabelled"  # single, multi, regression
+    run: dict[str, Any] = field(default_factory=dict)  # what it was trained with
 
 
 class VideoModel(nn.Module):
     """What every model with a backbone offers, under the names that timm's users know."""
 
     backbone: ViT
+    card = Card()
 
     def forward_features(
         self, clip: Tensor, mask: Masks | Tensor | None = None, *, layout: Layout = "BCTHW"

@@ -23,11 +23,12 @@ from torch import Tensor
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.interop import videomae
-from tubelet.interop.names import Table, load_strict, renamed
+from tubelet.interop.names import Table, renamed
 from tubelet.losses import mse
 from tubelet.masks import pack
 from tubelet.model import Branch, Classifier, MaskedModel
 from tubelet.targets.pixels import Pixels
+from tubelet.train.checkpoint import apply_weights
 
 Case = Callable[[dict[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
 KINDS = {"sinusoid-1d-flattened": "sinusoid_1d", "sincos-3d-separable": "sincos_3d"}
@@ -79,7 +80,7 @@ def videomae_pretrain(
     )
     target = Pixels(backbone.patch, config["in_chans"])
     model = MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])
-    load_strict(model, renamed(weights, videomae.PRETRAIN))
+    apply_weights(model, renamed(weights, videomae.PRETRAIN), "the case")
     clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None])
     total, weight = model(clip, masks)["loss"]
     loss = total / weight
@@ -96,7 +97,7 @@ def classifier(
     config: dict[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     model = Classifier(vit(config, final_norm=False), config["num_classes"]).eval()
-    load_strict(model, renamed(weights, videomae.CLASSIFIER))
+    apply_weights(model, renamed(weights, videomae.CLASSIFIER), "the case")
     clip = unit_range(io["clip"], config)
     tokens = model.forward_features(clip)
     logits = model(clip)

@@ -25,11 +25,11 @@ class Pixels(nn.Module):
         self.width = in_chans * patch.t * patch.h * patch.w
 
     def forward(self, view: Tensor, asked: Tensor | None = None) -> Tensor:
-        """view float [B,C,T,H,W] in [0,1], asked int64 [B,M] -> float32 [B,M,P]; None: all tokens."""
+        """view float [B,C,T,H,W] in [0,1], asked int64 [B,M] -> [B,M,P]; None: all tokens."""
         cubes = patchify(view, self.patch)
         if asked is not None:
             cubes = gather(cubes, asked)
-        cubes = cubes.float().flatten(3)  # [B,M,C,pixels]
+        cubes = cubes.flatten(3)  # [B,M,C,pixels]
         if self.normalise:
             mean, std = self.statistics(cubes)
             cubes = (cubes - mean) / std

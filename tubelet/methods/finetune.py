@@ -1,0 +1,54 @@
+"""Fine-tuning on labels: one class of runs for every method's encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tubelet.backbones.vit import BASE, ViT, ViTShape
+from tubelet.data import transforms
+from tubelet.data.mix import Mixing
+from tubelet.data.transforms import Augment
+from tubelet.methods.run import Flat, Run
+from tubelet.model import Classifier
+from tubelet.train.config import TrainConfig
+
+# What all published fine-tuning scripts share (arXiv 2203.12602, appendix).
+TRAIN = TrainConfig(
+    epochs=100,
+    batch_size=128,
+    lr=5e-4,
+    min_lr=1e-6,
+    warmup_epochs=5,
+    betas=(0.9, 0.999),
+    layer_decay=0.75,
+)
+
+
+@dataclass(frozen=True)
+class Finetune(Run):
+    """Supervised training of an encoder and a linear head. `data` is a labelled list or folder."""
+
+    weights: str = ""
+    """Pretrained encoder: a run folder or checkpoint. Empty trains from scratch."""
+    val: str = ""
+    """Labelled videos for validation after each epoch (one centred clip each)."""
+    label_kind: Literal["auto", "single", "multi", "regression"] = "auto"
+    """auto: as the list shows; several labels a clip: multi."""
+    augment: Augment = transforms.FINETUNE
+    train: Annotated[TrainConfig, Flat] = TRAIN
+    encoder: ViTShape = BASE
+    """Size of the encoder when training from scratch; with `weights`, theirs is taken."""
+    drop_path: float = 0.1
+    head_dropout: float = 0.0
+    init_scale: float = 0.001
+    mixing: Annotated[Mixing, Flat] = Mixing()
+    test_num_segment: int = 5
+    """Temporal views in the final test (K400 5, SSv2 2)."""
+    test_num_crop: int = 3
+
+    def model(self, backbone: ViT, outputs: int) -> Classifier:
+        """The classifier on this encoder, at its published initialisation."""
+        return Classifier(
+            backbone, outputs, head_dropout=self.head_dropout, init_scale=self.init_scale
+        )

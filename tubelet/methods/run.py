@@ -1,0 +1,229 @@
+"""The base of every run: what all methods share, and how a run travels through JSON.
+
+A run is a frozen dataclass. Its named values (`tubelet.methods.videomae:base_k400`) are recipes;
+the command line changes single fields; `config.json` holds all of them, so that a run can be
+repeated. `source` says where the values come from and `published` what was reached with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import sys
+import types
+import typing
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from torch import Tensor
+
+from tubelet.backbones.vit import BASE, ViTShape
+from tubelet.data import transforms
+from tubelet.data.transforms import Augment
+from tubelet.errors import TubeletError
+from tubelet.model import MaskedModel
+from tubelet.shapes import ClipSpec, Grid, Patch
+from tubelet.train.config import TrainConfig
+
+Flat = tyro.conf.arg(name="")  # flags without the field's name in front
+
+
+@dataclass(frozen=True)
+class Run:
+    """What pretraining and fine-tuning share."""
+
+    data: str = ""
+    """Training videos: a folder, a csv, txt or jsonl list (docs/data.md)."""
+    root: str = ""
+    """Joined in front of relative paths in lists (`data_root`)."""
+    clip: Annotated[ClipSpec, Flat] = ClipSpec()
+    augment: Augment = transforms.PRETRAIN
+    num_sample: int = 1
+    """Crops taken from each decoded video (repeated augmentation)."""
+    video_decoder: Literal["pyav", "torchcodec"] = "pyav"
+    max_unreadable: float = 0.01
+    """Share of the videos that may be unreadable before training stops."""
+    train: Annotated[TrainConfig, Flat] = TrainConfig()
+    source: Annotated[str, tyro.conf.Suppress] = ""
+    published: Annotated[str, tyro.conf.Suppress] = ""
+
+
+@dataclass(frozen=True)
+class Pretraining(Run, ABC):
+    """A run that hides tokens and predicts a target: what every method adds to."""
+
+    encoder: ViTShape = BASE
+
+    @property
+    def patch(self) -> Patch:
+        return Patch(self.encoder.tubelet_size, self.encoder.patch, self.encoder.patch)
+
+    @property
+    def grid(self) -> Grid:
+        """The token grid of this run's clips."""
+        return self.patch.grid_for(self.clip.num_frames, *self.clip.size)
+
+    @abstractmethod
+    def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
+        """-> hidden bool [N]."""
+
+    def asked(self, grid: Grid, hidden: Tensor) -> Tensor | None:
+        """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
+        return None
+
+    @abstractmethod
+    def model(self) -> MaskedModel:
+        """Encoder, decoders and targets."""
+
+    def draw_hidden(self, rng: np.random.Generator) -> Tensor:
+        """One sample's masks, bool [k,N]: what the loading workers call."""
+        return self.mask(self.grid, rng)[None]
+
+    def draw_asked(self, rng: np.random.Generator, hidden: Tensor) -> Tensor:
+        """hidden [k,N] -> asked [k,N]."""
+        rows = [self.asked(self.grid, row) for row in hidden]
+        return torch.stack(
+            [row if ask is None else ask for row, ask in zip(hidden, rows, strict=True)]
+        )
+
+
+def to_dict(run: Run) -> dict[str, Any]:
+    """A run as plain JSON values, with its type's name."""
+    cls = type(run)
+    return {"type": f"{cls.__module__}:{cls.__qualname__}", **dataclasses.asdict(run)}
+
+
+def from_dict(values: dict[str, Any]) -> Run:
+    """The inverse of `to_dict`; a name that the run does not have is an error."""
+    values = dict(values)
+    cls = find(values.pop("type", "tubelet.methods.run:Run"))
+    return _build(cls, values, cls.__name__)
+
+
+def from_config(path: str | Path) -> Run:
+    """The run that a `config.json` (or the folder that holds it) was written for."""
+    file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+    try:
+        values = json.loads(file.read_text())["header"]["run"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TubeletError(
+            f"{file} describes no run ({type(error).__name__}: {error}). Expected the config.json "
+            "that a run writes into its folder."
+        ) from error
+    return from_dict(values)
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TubeletError(f"{where} has no field {name!r}.{hint} It has: {', '.join(names)}.")
+    return cls(
+        **{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    )
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """A JSON value as the field's type: records and tuples are made again."""
+    options = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return _build(typing.cast(type, option), value, where)
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(value)
+    return value
+
+
+def find(name: str) -> Any:
+    """`module:attribute` -> the object: a run or a class of runs.
+
+    The module is looked up in `tubelet.methods` (`videomae:base_k400`), is a full module name, or
+    is a file of the user's (`./mine.py:run3`).
+    """
+    module_name, _, attribute = name.rpartition(":")
+    if not module_name:
+        raise TubeletError(
+            f"A run is named module:run, as in videomae:base_k400, or ./mine.py:run3 in a file of "
+            f"your own; got {name!r}. `tubelet list` shows the named runs."
+        )
+    module = _module(module_name)
+    if not hasattr(module, attribute):
+        known = [n for n, v in vars(module).items() if isinstance(v, Run)]
+        near = difflib.get_close_matches(attribute, known, 3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise TubeletError(
+            f"{module_name} has no run {attribute!r}.{hint} It has: {', '.join(known) or 'none'}."
+        )
+    return getattr(module, attribute)
+
+
+def _module(name: str) -> types.ModuleType:
+    if name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise TubeletError(f"There is no file {name} to take a run from.")
+        # On the path, so that loading workers can import it by name too.
+        sys.path.insert(0, str(path.parent.resolve()))
+        return importlib.import_module(path.stem)
+    full = name if "." in name else f"tubelet.methods.{name}"
+    try:
+        return importlib.import_module(full)
+    except ModuleNotFoundError as error:
+        if error.name not in (full, full.rpartition(".")[0]):
+            raise
+        raise TubeletError(
+            f"There is no module {name!r} with runs. Known: {', '.join(METHODS)}."
+        ) from error
+
+
+METHODS = ("videomae",)
+
+
+def named_runs() -> dict[str, Run]:
+    """Every recipe that ships: {"videomae:base_k400": run, ...}."""
+    return {
+        f"{method}:{name}": run
+        for method in METHODS
+        for name, run in vars(_module(method)).items()
+        if isinstance(run, Run)
+    }
+
+
+def changed(run: Run, **values: Any) -> Any:
+    """A copy of the run with fields replaced; those of `clip` and `train` by their own names."""
+    nested: dict[str, dict[str, Any]] = {"clip": {}, "train": {}}
+    own = {f.name for f in dataclasses.fields(run)}
+    plain: dict[str, Any] = {}
+    for name, value in values.items():
+        home = next(
+            (
+                part
+                for part in nested
+                if name in {f.name for f in dataclasses.fields(getattr(run, part))}
+            ),
+            None,
+        )
+        if name in own:
+            plain[name] = value
+        elif home:
+            nested[home][name] = value
+        else:
+            raise TubeletError(f"{type(run).__name__} has no field {name!r}.")
+    for part, fields in nested.items():
+        if fields:
+            plain[part] = dataclasses.replace(plain.get(part, getattr(run, part)), **fields)
+    return dataclasses.replace(run, **plain)

@@ -1,0 +1,304 @@
+"""What the commands do, as functions: pretrain, finetune, evaluate, predict, reconstruct."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tubelet import masks, zoo
+from tubelet.analysis import reconstruct as reconstruction
+from tubelet.analysis.reconstruct import ReconstructConfig, Reconstruction
+from tubelet.backbones.vit import ViT
+from tubelet.data.clips import ClipDataset, Pack
+from tubelet.data.lists import Source, VideoList, read_list, splits_of
+from tubelet.data.loader import TrainLoader, train_loader
+from tubelet.data.sampling import rng_for
+from tubelet.errors import TubeletError
+from tubelet.methods.finetune import Finetune
+from tubelet.methods.run import Pretraining, Run, changed, find, to_dict
+from tubelet.model import Card, Classifier, MaskedModel
+from tubelet.tasks import evaluate as evaluation
+from tubelet.tasks import predict as prediction
+from tubelet.tasks.classify import Classify
+from tubelet.tasks.evaluate import EvaluateConfig
+from tubelet.tasks.predict import PredictConfig, Predictions
+from tubelet.tasks.pretrain import Pretrain
+from tubelet.tasks.report import Evaluation
+from tubelet.train import parallel
+from tubelet.train.config import Derived, derive
+from tubelet.train.loop import fit
+
+log = logging.getLogger("tubelet")
+
+R = TypeVar("R", bound=Run)
+
+
+def pretrain(
+    run: Pretraining | str, *, out: str | Path, resume: bool = False, **changes: Any
+) -> Path:
+    """Learn from videos without labels; returns the run's folder.
+
+    Args:
+        run: a run, or its name ("videomae:base_k400", "./mine.py:run3").
+        out: folder for checkpoints, config.json and metrics.jsonl.
+        resume: go on from the newest checkpoint in `out`.
+        changes: fields of the run, its clip and its training by name (`data=...`, `steps=...`).
+
+    Raises:
+        TubeletError: no videos, a used folder without `resume`, a loss that stays non-finite,
+            a disk that is full, ...
+    """
+    run = _run(run, Pretraining, changes)
+    videos = read_list(_given(run.data, "--data"), root=run.root, kind="unlabelled")
+    hidden = run.draw_hidden(rng_for(run.train.seed, 0, 0))  # a mask that cannot be says so now
+    narrows = run.asked(run.grid, hidden[0]) is not None
+    with parallel.processes(run.train.device) as place:
+        derived = derive(run.train, len(videos), place.world)
+        _tell(run, videos, place)
+        torch.manual_seed(run.train.seed)
+        model = run.model()
+        dataset = _clips(
+            run, videos, mask=run.draw_hidden, asked=run.draw_asked if narrows else None
+        )
+        header = zoo.describe(model, Card(clip=run.clip, run=to_dict(run)))
+        batches = functools.partial(_batches, dataset, run, derived, place, masks.pack)
+        fit(Pretrain(model), batches, run.train, derived, Path(out), header, resume)
+    return Path(out)
+
+
+def finetune(
+    run: Finetune | str | None = None, *, out: str | Path, resume: bool = False, **changes: Any
+) -> Path:
+    """Train an encoder and a head on labels; returns the run's folder.
+
+    `run` None: the recipe that all published fine-tuning shares, on the clips that `weights` were
+    trained on. Other arguments and errors: see `pretrain`.
+    """
+    run = _run(finetune_from(changes.get("weights", "")) if run is None else run, Finetune, changes)
+    kind = None if run.label_kind == "auto" else run.label_kind
+    data = _given(run.data, "--data")
+    videos = read_list(data, root=run.root, kind=kind, split=_split_of(data, "train"))
+    if videos.kind == "unlabelled":
+        raise TubeletError(
+            f"{run.data} has no labels. Give folders of classes (data/<class>/*.mp4) or a list "
+            "with a label in each line."
+        )
+    validate = _validation(run, videos)
+    with parallel.processes(run.train.device) as place:
+        derived = derive(run.train, len(videos), place.world)
+        _tell(run, videos, place)
+        torch.manual_seed(run.train.seed)
+        model = run.model(_encoder(run), videos.targets)
+        card = Card(run.clip, videos.classes, videos.kind, to_dict(run))
+        task = Classify(model, kind=videos.kind, mixing=run.mixing, evaluate=validate)
+        batches = functools.partial(_batches, _clips(run, videos), run, derived, place, None)
+        header = zoo.describe(model, card)
+        fit(task, batches, run.train, derived, Path(out), header, resume)
+    return Path(out)
+
+
+def _validation(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, float]] | None:
+    """What scores the model between epochs: on `val`, or on the val split of a folder of splits."""
+    split = _split_of(run.val or run.data, "val")
+    if not run.val and split is None:
+        return None
+    source = run.val or run.data
+    val = read_list(source, root=run.root, labels_from=videos, kind=videos.kind, split=split)
+    settings = EvaluateConfig(workers=run.train.workers, decoder=run.video_decoder)
+    return evaluation.validation(val, run.clip, settings)
+
+
+def finetune_from(weights: str | Path) -> Finetune:
+    """The shared fine-tuning recipe, with the clips that these weights were trained on."""
+    if not weights:
+        return Finetune()
+    _, card = zoo.encoder_of(weights)
+    return Finetune(weights=str(weights), clip=card.clip)
+
+
+def evaluate(
+    weights: str | Path | Classifier,
+    data: Source | VideoList,
+    config: EvaluateConfig | None = None,
+    *,
+    root: str = "",
+    split: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Scores a fine-tuned model on labelled videos by the published protocol.
+
+    `weights`: a run's folder, a checkpoint, or a model. `config` None: the views that the run was
+    made for (5x3, on Something-Something 2x3). `split` None: of a folder with splits, test or val.
+    """
+    model = _classifier(weights)
+    card = model.card
+    if not isinstance(data, VideoList):
+        kind = card.label_kind if card.label_kind in ("single", "multi", "regression") else None
+        data = read_list(data, root=root, labels_from=card.classes or None, kind=kind, split=split)
+    return evaluation.evaluate(
+        model, data, card.clip, config or test_views(card), progress=progress
+    )
+
+
+def predict(
+    weights: str | Path | Classifier,
+    sources: Any,
+    config: PredictConfig | None = None,
+    *,
+    progress: Any = None,
+) -> Predictions:
+    """The best classes over time of video files of any length; see `tubelet.tasks.predict`."""
+    model = _classifier(weights)
+    card = model.card
+    kind = card.label_kind if card.label_kind in ("multi", "regression") else "single"
+    return prediction.predict(
+        model, card.classes, card.clip, sources, config, kind=kind, progress=progress
+    )
+
+
+def reconstruct(
+    weights: str | Path | MaskedModel,
+    video: str | Path,
+    *,
+    out: str | Path,
+    config: ReconstructConfig | None = None,
+) -> Reconstruction:
+    """What a pretrained model makes of hidden parts; see `tubelet.analysis.reconstruct`.
+
+    `config` None: masks as in the run.
+    """
+    model = weights if isinstance(weights, MaskedModel) else zoo.load(weights)
+    if not isinstance(model, MaskedModel):
+        raise TubeletError(
+            f"{weights} is a fine-tuned classifier, which has no decoder to reconstruct with: "
+            "pass the pretraining run."
+        )
+    name = "" if isinstance(weights, MaskedModel) else Path(weights).name
+    config = config or run_masks(model.card)
+    return reconstruction.reconstruct(model, model.card.clip, video, out, config, name=name)
+
+
+def test_views(card: Card) -> EvaluateConfig:
+    """The test protocol that a fine-tuned model's run names."""
+    run = card.run
+    return EvaluateConfig(
+        segments=run.get("test_num_segment", 5), crops=run.get("test_num_crop", 3)
+    )
+
+
+def run_masks(card: Card) -> ReconstructConfig:
+    """Masks as the pretraining run drew them."""
+    known = {name: card.run[name] for name in ("mask_type", "mask_ratio") if name in card.run}
+    return ReconstructConfig(**known)
+
+
+def _classifier(weights: str | Path | Classifier) -> Classifier:
+    model = weights if isinstance(weights, Classifier) else zoo.load(weights)
+    if not isinstance(model, Classifier):
+        raise TubeletError(
+            f"{weights} is a pretrained model without classes: fine-tune it first, with "
+            f"`tubelet finetune --weights {weights} --data LABELLED --out runs/NAME`."
+        )
+    return model
+
+
+def _run(run: Run | str, kind: type[R], changes: dict[str, Any]) -> R:
+    found = find(run) if isinstance(run, str) else run
+    if not isinstance(found, kind):
+        other = "finetune" if isinstance(found, Finetune) else "pretrain"
+        raise TubeletError(f"{run} is a run for `tubelet {other}`.")
+    return changed(found, **changes)
+
+
+def _given(data: str, flag: str) -> str:
+    if not data:
+        raise TubeletError(f"No videos were given: pass {flag} with a folder or a list of videos.")
+    return data
+
+
+def _split_of(data: Source, *wanted: str) -> str | None:
+    """The first of the wanted splits that a folder of splits has; None for anything else."""
+    if not isinstance(data, (str, os.PathLike)) or not os.path.isdir(data):
+        return None
+    found = splits_of(data)
+    return next((split for split in wanted if split in found), None)
+
+
+def _tell(run: Run, videos: VideoList, place: parallel.Place) -> None:
+    """Says what will be learned from; the loop says how."""
+    if not place.main:
+        return
+    labels = f", {len(videos.classes)} classes" if videos.classes else ""
+    clip = run.clip
+    shape = "x".join(map(str, (clip.num_frames, *clip.size)))
+    log.info("%d videos%s from %s; clips of %s", len(videos), labels, videos.source, shape)
+    for note in videos.notes:
+        log.info("%s", note)
+
+
+def _clips(run: Run, videos: VideoList, **draws: Any) -> ClipDataset:
+    return ClipDataset(
+        videos,
+        run.clip,
+        run.augment,
+        seed=run.train.seed,
+        num_sample=run.num_sample,
+        decoder=run.video_decoder,
+        max_unreadable=run.max_unreadable,
+        **draws,
+    )
+
+
+def _batches(
+    dataset: ClipDataset,
+    run: Run,
+    derived: Derived,
+    place: parallel.Place,
+    pack: Pack | None,
+    start_step: int,
+) -> TrainLoader:
+    return train_loader(
+        dataset,
+        batch_size=run.train.batch_size,
+        micro_batch=derived.micro_batch,
+        seed=run.train.seed,
+        total_steps=derived.total_steps,
+        start_step=start_step,
+        rank=place.rank,
+        world=place.world,
+        workers=run.train.workers,
+        pack=pack,
+        pin=place.device.type == "cuda",
+    )
+
+
+def _encoder(run: Finetune) -> ViT:
+    """The encoder to fine-tune: that of the weights, or a new one."""
+    clip = run.clip
+    if not run.weights:
+        return ViT(
+            run.encoder,
+            trained=(clip.num_frames, *clip.size),
+            in_chans=clip.in_chans,
+            drop_path=run.drop_path,
+            final_norm=False,
+        )
+    vit, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path)
+    if run.encoder not in (Finetune.encoder, vit.shape):
+        raise TubeletError(
+            f"The encoder in {run.weights} is another one than asked for: it is {vit.shape}, and "
+            f"the run says {run.encoder}. Leave the --encoder options out: the weights say it."
+        )
+    if clip.in_chans != vit.in_chans:
+        raise TubeletError(
+            f"The encoder in {run.weights} takes {vit.in_chans} channels: pass --in-chans "
+            f"{vit.in_chans} instead of {clip.in_chans}."
+        )
+    vit.grid_for(clip.num_frames, *clip.size)
+    return vit

@@ -1,0 +1,167 @@
+"""Making models by name and from files: `create`, `load`."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
+from tubelet.errors import TubeletError
+from tubelet.methods.run import Pretraining, find, from_dict, named_runs
+from tubelet.model import Card, Classifier, MaskedModel, VideoModel
+from tubelet.shapes import ClipSpec
+from tubelet.train import checkpoint
+
+SIZES = {"small": SMALL, "base": BASE, "large": LARGE, "huge": HUGE}
+ALIAS = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge)_patch16_(\d+)")
+
+
+def list_models() -> list[str]:
+    """The names that `create` takes: published model names, and the named pretraining runs."""
+    published = [
+        f"{kind}_{size}_patch16_224" for kind in ("vit", "pretrain_videomae") for size in SIZES
+    ]
+    return published + [name for name, run in named_runs().items() if isinstance(run, Pretraining)]
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int = 400,
+    num_frames: int = 16,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    drop_path_rate: float = 0.0,
+    checkpoint_path: str | Path = "",
+) -> VideoModel:
+    """A new model by name, with the published initialisation; or with the weights of a file.
+
+    "vit_base_patch16_224" is a `Classifier` (`num_classes=0`: pooled features),
+    "pretrain_videomae_base_patch16_224" and "videomae:base_k400" are `MaskedModel`s.
+    `img_size`: pixels, one number or (height, width); default: the name's.
+    """
+    match = ALIAS.fullmatch(name)
+    if match is None and ":" not in name:
+        raise TubeletError(
+            f"There is no model {name!r}. Known: {', '.join(list_models())}; or module:run."
+        )
+    size = img_size or (int(match[3]) if match else 224)
+    clip = ClipSpec(
+        num_frames=num_frames,
+        in_chans=in_chans,
+        size=(size, size) if isinstance(size, int) else size,
+    )
+    if match and match[1] == "vit":
+        model: VideoModel = _classifier(
+            SIZES[match[2]], clip, num_classes=num_classes, drop_path=drop_path_rate
+        )
+    else:
+        run = find(f"videomae:{match[2]}_k400" if match else name)
+        if not isinstance(run, Pretraining):
+            raise TubeletError(f"{name} is a recipe for fine-tuning: create its encoder by name.")
+        given = {f.name for f in dataclasses.fields(run)} & {"drop_path"}
+        rate = {name: drop_path_rate for name in given if drop_path_rate}
+        model = dataclasses.replace(run, clip=clip, **rate).model()
+    model.card = Card(clip=clip)
+    if checkpoint_path:
+        weights = checkpoint.load_weights(Path(checkpoint_path))
+        checkpoint.apply_weights(model, weights, checkpoint_path)
+    return model
+
+
+def load(path: str | Path) -> VideoModel:
+    """A run folder or checkpoint -> its model, in eval mode, with `card` telling how to use it.
+
+    A pretraining run gives a `MaskedModel`, a fine-tuned one a `Classifier`.
+    """
+    header = checkpoint.read_header(Path(path))
+    card = card_of(header, path)
+    if header["kind"] == "pretraining":
+        run = cast(Pretraining, from_dict(header["run"]))
+        model: VideoModel = run.model()
+    else:
+        model = Classifier(_vit(header["backbone"], final_norm=False), header["outputs"])
+    checkpoint.apply_weights(model, checkpoint.load_weights(Path(path)), path)
+    model.card = card
+    return model.eval()
+
+
+def encoder_of(path: str | Path, *, drop_path: float = 0.0) -> tuple[ViT, Card]:
+    """A checkpoint -> its encoder for fine-tuning, and its card.
+
+    Left out, as published: decoders, heads, and the last LayerNorm of a pretrained encoder.
+    """
+    header = checkpoint.read_header(Path(path))
+    card = card_of(header, path)
+    vit = _vit(header["backbone"], final_norm=False, drop_path=drop_path)
+    weights = {
+        name.removeprefix("backbone."): value
+        for name, value in checkpoint.load_weights(Path(path)).items()
+        if name.startswith("backbone.") and not name.startswith("backbone.norm.")
+    }
+    checkpoint.apply_weights(vit, weights, path)
+    return vit, card
+
+
+def describe(model: VideoModel, card: Card) -> dict[str, Any]:
+    """What a checkpoint's header says, so that `load` can make the model again."""
+    backbone = model.backbone
+    return {
+        "kind": "pretraining" if isinstance(model, MaskedModel) else "classifier",
+        "backbone": {
+            "shape": dataclasses.asdict(backbone.shape),
+            "trained": list(backbone.trained),
+            "in_chans": backbone.in_chans,
+            "mean": backbone.mean.flatten().tolist(),
+            "std": backbone.std.flatten().tolist(),
+        },
+        "outputs": model.num_classes if isinstance(model, Classifier) else 0,
+        "clip": dataclasses.asdict(card.clip),
+        "classes": list(card.classes),
+        "label_kind": card.label_kind,
+        "run": card.run,
+    }
+
+
+def card_of(header: Mapping[str, Any], path: str | Path) -> Card:
+    """A checkpoint's header -> the card of its model."""
+    missing = [key for key in ("kind", "backbone", "outputs", "clip") if key not in header]
+    if missing:
+        raise TubeletError(
+            f"{path} has no {' and '.join(missing)} in its header: it was not written by tubelet."
+        )
+    clip = {**header["clip"], "size": tuple(header["clip"]["size"])}
+    return Card(
+        clip=ClipSpec(**clip),
+        classes=tuple(header.get("classes", ())),
+        label_kind=header.get("label_kind", "unlabelled"),
+        run=header.get("run", {}),
+    )
+
+
+def _classifier(
+    shape: ViTShape, clip: ClipSpec, *, num_classes: int, drop_path: float
+) -> Classifier:
+    backbone = ViT(
+        shape,
+        trained=(clip.num_frames, *clip.size),
+        in_chans=clip.in_chans,
+        drop_path=drop_path,
+        final_norm=False,
+    )
+    return Classifier(backbone, num_classes)
+
+
+def _vit(described: Mapping[str, Any], *, final_norm: bool, drop_path: float = 0.0) -> ViT:
+    return ViT(
+        ViTShape(**described["shape"]),
+        trained=tuple(described["trained"]),
+        in_chans=described["in_chans"],
+        mean=described["mean"],
+        std=described["std"],
+        drop_path=drop_path,
+        final_norm=final_norm,
+    )
