@@ -1,7 +1,8 @@
 """Videos as exact frames: `Video(path).frames([0, 4, 8])`.
 
 PyAV decodes by default (its wheel carries FFmpeg); torchcodec is an extra that gives the same
-frames. A picture is a video of one frame.
+frames: equal where the video has 8 bits, and otherwise as near as two versions of FFmpeg round
+alike. A picture is a video of one frame.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tubelet.data.reader import DecodeError, Reader, VideoInfo
+from tubelet.errors import TubeletError
 
 __all__ = ["IMAGES", "DecodeError", "Decoder", "Video", "VideoInfo", "available_decoders"]
 
@@ -52,13 +54,18 @@ class Video:
 
     def __init__(self, path: str | Path, *, decoder: Decoder = "pyav", threads: int = 1) -> None:
         self.path = str(path)
+        if decoder not in ("pyav", "torchcodec"):
+            raise TubeletError(f"decoder is 'pyav' or 'torchcodec', and not {decoder!r}.")
         _look(self.path)
         if Path(self.path).suffix.lower() in IMAGES:
             self._source: _Source = _Picture(self.path)
-        elif decoder == "torchcodec":
-            self._source = _Torchcodec(self.path, threads)
         else:
-            self._source = Reader(self.path, threads)
+            self._source = reader = Reader(self.path, threads)
+            # Files whose frames only decoding can number (see `reader.py`) stay with PyAV:
+            # torchcodec numbers them by time stamps that are guessed.
+            if decoder == "torchcodec" and reader.plain:
+                reader.close()
+                self._source = _Torchcodec(reader, threads)
 
     @property
     def info(self) -> VideoInfo:
@@ -173,16 +180,14 @@ def _torchcodec() -> Any:
 class _Torchcodec:
     """The same frames through torchcodec: numbers and times come from the same index."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        reader = Reader(path)
-        reader.close()
+    def __init__(self, reader: Reader, threads: int) -> None:
         self.info, self.timestamps, self.decoded = reader.info, reader.timestamps, reader.decoded
-        self._path = path
+        self._path = path = reader.path
         try:
             decoders = importlib.import_module("torchcodec.decoders")
         except (ImportError, OSError, RuntimeError) as error:
-            raise DecodeError(
-                path, f"the decoder torchcodec is {available_decoders()['torchcodec']}."
+            raise TubeletError(
+                f"The decoder 'torchcodec' is {available_decoders()['torchcodec']}."
             ) from error
         try:
             self._decoder = decoders.VideoDecoder(

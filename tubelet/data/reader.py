@@ -79,6 +79,11 @@ class Reader:
             self.close()
             raise
 
+    @property
+    def plain(self) -> bool:
+        """Whether the file is whole and its packets tell the frames."""
+        return not self._index.counted and self._index.readable == self._index.frames
+
     def close(self) -> None:
         self._ready.clear()
         self._container.close()
