@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -226,21 +226,25 @@ class FrameStream:
         self, windows: Iterable[tuple[float, float, NDArray[np.int64]]]
     ) -> Iterator[tuple[float, float, Tensor]]:
         """(start, end, int64 [T]) -> (start, end, uint8 [C,T,h,w])."""
-        rest, ahead, decoded = iter(windows), deque[tuple[float, float, NDArray[np.int64]]](), -1
-        while ahead or (ahead := deque(_some(rest))):
+        rest = iter(windows)
+        ahead = deque(islice(rest, 1))
+        decoded = -1
+        while ahead:
             start, end, frames = ahead[0]
             until = int(frames.max())
-            # All windows that begin before this one ends need their frames now: the decoder does
-            # not go back.
-            while ahead[-1][2][0] <= until and (more := _some(rest)):
-                ahead += more
+            # Windows that begin before this one ends need their frames now: the decoder does not
+            # go back.
+            while ahead[-1][2][0] <= until and (following := next(rest, None)):
+                ahead.append(following)
             first = int(frames[0])
             self._held = {at: frame for at, frame in self._held.items() if at >= first}
-            needed = np.unique(np.concatenate([one[2] for one in ahead]))
+            needed = np.unique(np.concatenate([window[2] for window in ahead]))
             self._decode(needed[(needed > decoded) & (needed <= until)])
             decoded = max(decoded, until)
-            ahead.popleft()
             yield start, end, torch.stack([self._held[int(at)] for at in frames], 1)
+            ahead.popleft()
+            if not ahead:
+                ahead.extend(islice(rest, 1))
 
     def _decode(self, numbers: NDArray[np.int64]) -> None:
         for at in range(0, len(numbers), RAW_FRAMES):
@@ -249,11 +253,6 @@ class FrameStream:
             small = spatial_views(frames, self.spec.size, 1)[0]
             self._held |= {int(n): small[:, i].clone() for i, n in enumerate(some)}
         self.most = max(self.most, len(self._held))
-
-
-def _some(windows: Iterator[Any]) -> list[Any]:
-    """The next window, in a list; none at the end."""
-    return [window for window, _ in zip(windows, range(1), strict=False)]
 
 
 def _file(
