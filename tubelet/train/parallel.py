@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -126,9 +127,11 @@ def wrap(
         fully_shard(model, mesh=mesh)  # in place
         return model
     gpus = [place.device] if place.device.type == "cuda" else None
-    return DistributedDataParallel(
-        model, device_ids=gpus, broadcast_buffers=False, gradient_as_bucket_view=True
-    )
+    # Buffers are fixed, so they need no copying at each forward; torch 2.13 renamed the option.
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(model, device_ids=gpus, **options)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -153,7 +156,7 @@ def local(tensor: Tensor) -> Tensor:
 def whole(tensor: Tensor, place: Place) -> Tensor:
     """Any tensor -> on the main process, a whole one on the CPU; on the others, an empty one.
 
-    All processes must ask together.
+    All processes must ask together. It may share memory with a tensor that is on the CPU already.
     """
     tensor = tensor.detach()
     full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
