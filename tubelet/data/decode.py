@@ -1,8 +1,8 @@
 """Videos as exact frames: `Video(path).frames([0, 4, 8])`.
 
 PyAV decodes by default (its wheel carries FFmpeg); torchcodec is an extra that gives the same
-frames: equal where the video has 8 bits, and otherwise as near as two versions of FFmpeg round
-alike. A picture is a video of one frame.
+frames: equal for 8 bits and even sizes, and otherwise as near as two versions of FFmpeg
+interpolate colour alike. A picture is a video of one frame.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Video:
             self._source: _Source = _Picture(self.path)
         else:
             self._source = reader = Reader(self.path, threads)
-            # Files whose frames only decoding can number (see `reader.py`) stay with PyAV:
-            # torchcodec numbers them by time stamps that are guessed.
+            # Files whose frames only decoding can number (see `reader.py`) or whose groups are open
+            # stay with PyAV: torchcodec relies on guessed time stamps and starts at any key frame.
             if decoder == "torchcodec" and reader.plain:
                 reader.close()
                 self._source = _Torchcodec(reader, threads)

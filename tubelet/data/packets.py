@@ -47,6 +47,12 @@ class Index:
     key_time: Int64s  # [G] the time to seek to
     counted: bool = False  # frames are numbered as they come out of the decoder
 
+    @property
+    def closed(self) -> bool:
+        """Whether each group of frames can be decoded without the group before."""
+        group = np.searchsorted(self.keys, self.packet, "right") - 1
+        return not self.counted and bool((self.key_pts[group] <= self.pts).all())
+
     def key_for(self, frame: int) -> int:
         """The place of the key packet from which decoding gives this frame."""
         group = int(np.searchsorted(self.keys, self.packet[frame], "right")) - 1

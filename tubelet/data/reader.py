@@ -8,7 +8,6 @@ once, and read from the start.
 
 from __future__ import annotations
 
-import errno
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,8 +80,9 @@ class Reader:
 
     @property
     def plain(self) -> bool:
-        """Whether the file is whole and its packets tell the frames."""
-        return not self._index.counted and self._index.readable == self._index.frames
+        """Whether any exact decoder gives these frames: the file is whole, its packets tell the
+        frames, and decoding may start at any key frame."""
+        return self._index.closed and self._index.readable == self._index.frames
 
     def close(self) -> None:
         self._ready.clear()
@@ -357,7 +357,7 @@ class Reader:
 def _why_not_open(path: str, error: Exception) -> str:
     with open(path, "rb") as file:
         head = file.read(12)
-    if getattr(error, "errno", 0) == errno.EPERM:
+    if head.startswith((b"ffconcat", b"#EXTM3U")):
         return "it is a list of other files, and a video was expected."
     if head[4:8] == b"ftyp":
         return f"the file is cut off or damaged: its index is missing ({say(error)})."
