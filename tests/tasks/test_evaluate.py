@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from PIL import Image
 from rich.console import Console
 
+from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.data import clips
 from tubelet.data.decode import Video
 from tubelet.data.lists import VideoList, read_list
@@ -24,6 +26,12 @@ from tubelet.tasks import evaluate as module
 from tubelet.tasks.evaluate import EvaluateConfig, evaluate, validation, views_per_forward
 
 HERE = EvaluateConfig(workers=0, device="cpu")
+
+
+def make_classifier() -> Classifier:
+    torch.manual_seed(7)
+    vit = ViT(ViTShape(width=32, depth=2, heads=2, patch=8), trained=(4, 32, 32), final_norm=False)
+    return Classifier(vit, 3, init_scale=20.0)
 
 
 def slow_scores(model: Classifier, path: str, spec: ClipSpec, segments: int, crops: int):
@@ -281,3 +289,28 @@ def _text(table: object) -> str:
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table)
     return console.export_text()
+
+
+def _process(rank: int, store: str, videos: VideoList, spec: ClipSpec, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    try:
+        model = make_classifier()
+        result = evaluate(model, videos, spec, replace(HERE, allow_missing=True))
+        Path(out, f"{rank}.json").write_text(json.dumps(result.to_json()))
+        result.write_scores(Path(out, f"{rank}.csv"))
+        with pytest.raises(TubeletError, match=r"text\.mp4"):
+            evaluate(model, videos, spec, HERE)
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(broken: VideoList, spec: ClipSpec, tmp_path: Path) -> None:
+    arguments = (str(tmp_path / "store"), broken, spec, str(tmp_path))
+    torch.multiprocessing.spawn(_process, arguments, nprocs=2)  # pyright: ignore
+    alone = evaluate(make_classifier(), broken, spec, replace(HERE, allow_missing=True))
+    alone.write_scores(tmp_path / "alone.csv")
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone.to_json()
+        assert (tmp_path / f"{rank}.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()

@@ -38,15 +38,15 @@ GREY = 0.8  # what is painted over hidden tubelets in the "masked" row
 class ReconstructConfig:
     """Which clip of the video, how it is masked, and how the result is shown."""
 
-    mask_type: Literal["tube", "random", "frame"] = "tube"
-    mask_ratio: float = 0.9
+    mask_type: Literal["tube", "random", "frame"] = "tube"  # tube: the same cells in every frame
+    mask_ratio: float = 0.9  # share of the tubelets that is hidden
     seed: int = 0  # of the mask
     oracle: bool = False  # use the true colour and contrast of hidden tubelets, and say so
     start_seconds: float | None = None  # where the clip begins; None: the middle of the video
     columns: int = 8  # frames shown in the strip, at most
-    animation: Literal["gif", "none"] = "gif"
-    decoder: Literal["pyav", "torchcodec"] = "pyav"
-    device: str = "auto"
+    animation: Literal["gif", "none"] = "gif"  # beside the strip
+    decoder: Literal["pyav", "torchcodec"] = "pyav"  # torchcodec is an extra
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU where there is one
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ class EvaluateConfig:
     crops: int = 3  # spatial views along the longer side (test_num_crop); 1: the centre
     batch_size: int = 32  # views sent to the device at once
     workers: int = 2  # decoding processes; 0 decodes in this one
-    device: str = "auto"
-    precision: Precision = "auto"
-    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU where there is one
+    precision: Precision = "auto"  # auto: bf16 on a GPU that has it, float32 elsewhere
+    decoder: Literal["pyav", "torchcodec"] = "pyav"  # torchcodec is an extra
     allow_missing: bool = False  # score what can be read, and report how many cannot
 
 
@@ -234,7 +234,7 @@ def _report(
     targets = [videos.target(i) for i in index]
     labels = torch.stack([target for target in targets if target is not None])
     protocol = {
-        "clip": asdict(spec),
+        "clip": {**asdict(spec), "size": list(spec.size)},
         "segments": config.segments,
         "crops": config.crops,
         "views_per_forward": scorer.per_forward,

@@ -42,9 +42,9 @@ class PredictConfig:
     hop_frames: int | None = None  # the same in frames
     top: int = 5  # classes kept for each window
     batch_size: int = 8  # windows per forward
-    device: str = "auto"
-    precision: Precision = "auto"
-    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: a GPU where there is one
+    precision: Precision = "auto"  # auto: bf16 on a GPU that has it, float32 elsewhere
+    decoder: Literal["pyav", "torchcodec"] = "pyav"  # torchcodec is an extra
 
 
 class Answer(NamedTuple):
@@ -106,11 +106,8 @@ class Predictions:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; times in seconds, scores as probabilities."""
-        return {
-            "kind": self.kind,
-            "clip": asdict(self.spec),
-            "files": [_plain(f) for f in self.files],
-        }
+        clip = {**asdict(self.spec), "size": list(self.spec.size)}
+        return {"kind": self.kind, "clip": clip, "files": [_plain(f) for f in self.files]}
 
     def write(self, path: str | Path) -> None:
         """A .json with everything, or a .csv with a line for each answer."""
