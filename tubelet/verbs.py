@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from tubelet.backbones.vit import ViT
 from tubelet.data.clips import ClipDataset, Pack
 from tubelet.data.lists import Source, VideoList, read_list, splits_of
 from tubelet.data.loader import TrainLoader, train_loader
+from tubelet.data.mix import Mixing
 from tubelet.data.sampling import rng_for
 from tubelet.errors import TubeletError
 from tubelet.methods.finetune import Finetune
@@ -96,7 +98,8 @@ def finetune(
         torch.manual_seed(run.train.seed)
         model = run.model(_encoder(run), videos.targets)
         card = Card(run.clip, videos.classes, videos.kind, to_dict(run))
-        task = Classify(model, kind=videos.kind, mixing=run.mixing, evaluate=validate)
+        mixing = _mixing(run, derived)
+        task = Classify(model, kind=videos.kind, mixing=mixing, evaluate=validate)
         batches = functools.partial(_batches, _clips(run, videos), run, derived, place, None)
         header = zoo.describe(model, card)
         fit(task, batches, run.train, derived, Path(out), header, resume)
@@ -140,7 +143,14 @@ def evaluate(
     card = model.card
     if not isinstance(data, VideoList):
         kind = card.label_kind if card.label_kind in ("single", "multi", "regression") else None
-        data = read_list(data, root=root, labels_from=card.classes or None, kind=kind, split=split)
+        data = read_list(
+            data,
+            root=root,
+            labels_from=card.classes or None,
+            kind=kind,
+            split=split or _split_of(data, "test", "val"),
+        )
+        _notes(data)
     return evaluation.evaluate(
         model, data, card.clip, config or test_views(card), progress=progress
     )
@@ -216,6 +226,26 @@ def _run(run: Run | str, kind: type[R], changes: dict[str, Any]) -> R:
     return changed(found, **changes)
 
 
+def _mixing(run: Finetune, derived: Derived) -> Mixing:
+    """The run's mixing, with groups that fit into the clips of one forward."""
+    mixing, clips = run.mixing, derived.micro_batch * run.num_sample
+    if not mixing.mixes or clips % mixing.group == 0:
+        return mixing
+    fits = [n for n in range(2, min(clips, mixing.group) + 1, 2) if clips % n == 0]
+    if not fits:
+        raise TubeletError(
+            f"Mixup and cutmix pair clips, and a forward has {clips}: pass an even --batch-size and "
+            "--micro-batch, or --prob 0 to train without mixing."
+        )
+    log.info(
+        "mixing in groups of %d instead of %d: a forward has %d clips",
+        fits[-1],
+        mixing.group,
+        clips,
+    )
+    return replace(mixing, group=fits[-1])
+
+
 def _given(data: str, flag: str) -> str:
     if not data:
         raise TubeletError(f"No videos were given: pass {flag} with a folder or a list of videos.")
@@ -238,6 +268,10 @@ def _tell(run: Run, videos: VideoList, place: parallel.Place) -> None:
     clip = run.clip
     shape = "x".join(map(str, (clip.num_frames, *clip.size)))
     log.info("%d videos%s from %s; clips of %s", len(videos), labels, videos.source, shape)
+    _notes(videos)
+
+
+def _notes(videos: VideoList) -> None:
     for note in videos.notes:
         log.info("%s", note)
 

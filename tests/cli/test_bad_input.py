@@ -1,0 +1,282 @@
+"""Each bad input gets one clear message, an exit code, and no traceback; docs/errors.md shows them.
+
+`UPDATE_DOCS=1 pytest tests/cli/test_bad_input.py` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from small import TINY, TINY_DECODER, TINY_NET, write_video
+
+PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
+PRETRAIN = ["pretrain", "videomae:small_k400"]
+SMALL = [
+    *TINY,
+    *TINY_NET,
+    *TINY_DECODER,
+    "--mask-ratio",
+    "0.75",
+    "--steps",
+    "2",
+    "--batch-size",
+    "2",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    title: str
+    shown: str  # the command as the page shows it
+    args: list[str]
+    says: tuple[str, ...]  # parts of the message
+    prepare: Callable[[Path], object] = lambda folder: None
+    code: int = 1
+
+
+def pretrain(data: str, out: str = "runs/new", *more: str) -> list[str]:
+    return [*PRETRAIN, "--data", data, "--out", out, *SMALL, *more]
+
+
+def truncated(folder: Path) -> None:
+    """The first two thirds of a file whose index comes first, as a broken download."""
+    whole = write_video(folder / "cut/whole.mkv", frames=60).read_bytes()
+    (folder / "cut/broken.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+
+
+def text_as_video(folder: Path) -> None:
+    write_video(folder / "mixed/good/0.mp4")
+    write_video(folder / "mixed/bad/1.mp4")
+    (folder / "mixed/bad/notes.mp4").write_text("this is no video\n")
+
+
+CASES = [
+    Case(
+        "an empty folder",
+        "tubelet pretrain videomae:small_k400 --data empty --out runs/new",
+        pretrain("empty"),
+        ("empty", ".mp4"),
+        lambda folder: (folder / "empty").mkdir(exist_ok=True),
+    ),
+    Case(
+        "no such folder",
+        "tubelet pretrain videomae:small_k400 --data vidoes --out runs/new",
+        pretrain("vidoes"),
+        ("vidoes", "videos"),
+    ),
+    Case(
+        "only a text file named .mp4, in training",
+        "tubelet pretrain videomae:small_k400 --data texts --out runs/new --batch-size 1",
+        pretrain("texts", "runs/new", "--batch-size", "1"),
+        ("could not be decoded", "notes.mp4", "tubelet check"),
+        lambda folder: [
+            (folder / "texts").mkdir(exist_ok=True),
+            (folder / "texts/notes.mp4").write_text("this is no video\n"),
+        ],
+    ),
+    Case(
+        "a text file named .mp4, in evaluation",
+        "tubelet evaluate runs/fine mixed.csv",
+        ["evaluate", "runs/fine", "mixed.csv", "--workers", "0"],
+        ("notes.mp4", "never replaced"),
+        lambda folder: [
+            text_as_video(folder),
+            (folder / "mixed.csv").write_text("mixed/good/0.mp4 left\nmixed/bad/notes.mp4 right\n"),
+        ],
+    ),
+    Case(
+        "a truncated video",
+        "tubelet check cut",
+        ["check", "cut", "--workers", "0"],
+        ("broken.mkv",),
+        truncated,
+    ),
+    Case(
+        "a video shorter than the clip",
+        "tubelet check short --num-frames 16 --sampling-rate 4",
+        ["check", "short", "--workers", "0"],
+        ("brief.mp4", "Too short", "of 64"),
+        lambda folder: write_video(folder / "short/brief.mp4", frames=9),
+    ),
+    Case(
+        "a list with a missing file",
+        "tubelet pretrain videomae:small_k400 --data missing.csv --out runs/new",
+        pretrain("missing.csv"),
+        ("missing.csv", "gone.mp4", "2"),
+        lambda folder: (folder / "missing.csv").write_text("videos/0.mp4 0\nvideos/gone.mp4 1\n"),
+    ),
+    Case(
+        "a bad line in a list",
+        "tubelet pretrain videomae:small_k400 --data bad.csv --out runs/new",
+        [*PRETRAIN, "--data", "bad.csv", "--out", "runs/new", *SMALL],
+        ("bad.csv", "line 2"),
+        lambda folder: (folder / "bad.csv").write_text("videos/0.mp4,0\n,1\nvideos/1.mp4,1\n"),
+    ),
+    Case(
+        "a label out of range",
+        "tubelet evaluate runs/fine labels.csv",
+        ["evaluate", "runs/fine", "labels.csv", "--workers", "0"],
+        ("labels.csv", "7", "2"),
+        lambda folder: (folder / "labels.csv").write_text("videos/0.mp4 0\nvideos/1.mp4 7\n"),
+    ),
+    Case(
+        "a checkpoint of another shape",
+        "tubelet finetune --weights runs/pre --data labelled --out runs/new --encoder.depth 5",
+        [
+            *("finetune", "--weights", "runs/pre", "--data", "labelled", "--out", "runs/new"),
+            *("--encoder.depth", "5", "--steps", "2", "--batch-size", "4", "--workers", "0"),
+        ],
+        ("runs/pre", "depth=2", "depth=5"),
+    ),
+    Case(
+        "a file that is no checkpoint",
+        "tubelet predict videos/0.mp4 videos/1.mp4",
+        ["predict", "videos/0.mp4", "videos/1.mp4"],
+        ("videos/0.mp4",),
+    ),
+    Case(
+        "a pretrained model where a classifier is needed",
+        "tubelet predict runs/pre videos/1.mp4",
+        ["predict", "runs/pre", "videos/1.mp4"],
+        ("runs/pre", "tubelet finetune"),
+    ),
+    Case(
+        "a mistyped option",
+        "tubelet pretrain videomae:small_k400 --data videos --out runs/new --mask-ration 0.9",
+        [*PRETRAIN, "--data", "videos", "--out", "runs/new", "--mask-ration", "0.9"],
+        ("--mask-ration", "--mask-ratio"),
+        code=2,
+    ),
+    Case(
+        "a mistyped run",
+        "tubelet pretrain videomae:smal_k400 --data videos --out runs/new",
+        ["pretrain", "videomae:smal_k400", "--data", "videos", "--out", "runs/new"],
+        ("smal_k400", "small_k400"),
+    ),
+    Case(
+        "a mistyped command",
+        "tubelet pretrian",
+        ["pretrian"],
+        ("pretrian", "pretrain"),
+        code=2,
+    ),
+    Case(
+        "a mask ratio that hides everything",
+        "tubelet pretrain videomae:small_k400 --data videos --out runs/new --mask-ratio 1.0",
+        pretrain("videos", "runs/new", "--mask-ratio", "1.0"),
+        ("mask_ratio 1.0", "Choose mask_ratio from"),
+    ),
+    Case(
+        "a size that the patch does not divide",
+        "tubelet pretrain videomae:small_k400 --data videos --out runs/new --size 36 32",
+        pretrain("videos", "runs/new", "--size", "36", "32"),
+        ("height 36", "Nearest that fits"),
+    ),
+    Case(
+        "a batch larger than the list",
+        "tubelet pretrain videomae:small_k400 --data videos --out runs/new --batch-size 64",
+        pretrain("videos", "runs/new", "--batch-size", "64"),
+        ("6 videos", "--batch-size 6"),
+    ),
+    Case(
+        "a second run in a used folder",
+        "tubelet pretrain videomae:small_k400 --data videos --out runs/pre",
+        pretrain("videos", "runs/pre"),
+        ("runs/pre", "--resume"),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "-"))
+def test_bad_input_gets_one_clear_message(case: Case, tubelet, inside: Path) -> None:
+    case.prepare(inside)
+    before = files(inside / "runs")
+    code, out, err = tubelet(*case.args)
+    said = out + err
+    assert code == case.code, said
+    assert "Traceback" not in said
+    flat = re.sub(r"[\s│]+", " ", said)
+    for part in case.says:
+        assert part in flat, said
+    assert before.items() <= files(inside / "runs").items(), "something of an earlier run was lost"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and "new" not in p.parts
+    }
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
+    tubelet, inside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tubelet.train import checkpoint
+
+    real, calls = checkpoint.save_file, []
+
+    def full_at_the_second(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            Path(path).write_bytes(b"the first part")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full_at_the_second)
+    code, out, err = tubelet(*pretrain("videos", "runs/full", "--save-every-steps", "1"))
+    assert code == 1
+    assert "No space left on device" in err
+    assert "checkpoint-000001, is whole" in err
+    assert "--resume" in err
+    assert "Traceback" not in out + err
+    assert sorted(p.name for p in (inside / "runs/full").iterdir() if p.is_dir()) == [
+        "checkpoint-000001"
+    ]
+    monkeypatch.undo()
+    monkeypatch.chdir(inside)
+    code, out, err = tubelet(*pretrain("videos", "runs/full", "--resume"))
+    assert code == 0, err
+
+
+def test_debug_shows_the_traceback(tubelet) -> None:
+    from tubelet.errors import TubeletError
+
+    with pytest.raises(TubeletError):
+        tubelet("pretrain", "videomae:smal_k400", "--debug")
+
+
+def test_the_page_of_errors_is_true(tubelet, inside: Path) -> None:
+    page = ["# What goes wrong, and what is said about it", "", INTRODUCTION]
+    for case in CASES:
+        case.prepare(inside)
+        code, out, err = tubelet(*case.args)
+        text = out + err
+        wanted = [line.rstrip() for line in clean(text).splitlines() if line.strip()]
+        page += [f"## {case.title[0].upper()}{case.title[1:]}", "", "```console", f"$ {case.shown}"]
+        page += [*wanted[-14:], "```", "", f"Exit code {code}.", ""]
+    text = "\n".join(page)
+    if os.environ.get("UPDATE_DOCS"):
+        PAGE.write_text(text)
+    assert PAGE.read_text() == text
+
+
+INTRODUCTION = textwrap.dedent(
+    """\
+    Made by `tests/cli/test_bad_input.py`, which runs each command and compares this page. Every
+    error is one message with what is wrong, where, and what to do; the exit code is 1 (2 for
+    options that do not exist), and nothing that an earlier run wrote is lost. `--debug` shows the
+    traceback. Options that make the runs small are left out below.
+    """
+)
+
+
+def clean(text: str) -> str:
+    """Without what changes from machine to machine: absolute folders, sizes of free space."""
+    text = re.sub(r"'?/[^\s:']*/(?=world\d*)world\d*'?", "the working folder", text)
+    return re.sub(r"[\d.]+ (frames/s|training clips/s)", r"N \1", text)

@@ -1,0 +1,90 @@
+"""The commands and the Python of README and docs run, in order, page by page.
+
+Blocks marked `bash` and `python` are run; of `bash`, only lines that call tubelet. What is
+pretrained or fine-tuned is made small by options added at the end, everything else is as written.
+Blocks marked `sh` are not run here: they set up machines (make, pip, torchrun, slurm).
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from small import TINY, TINY_DECODER, TINY_NET, write_video
+
+from tubelet.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STEPS = ["--steps", "2", "--save-every-steps", "1", "--no-progress"]
+SMALL = {
+    "pretrain": [*TINY, *TINY_NET, *TINY_DECODER, *STEPS, "--mask-ratio", "0.75", "--batch-size", "2"],
+    "finetune": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
+    "toy": ["--train", "12", "--val", "8", "--test", "8"],
+    "evaluate": ["--workers", "0"],
+}
+NOT_RUN = ("make", "pip", "python -m pip", "torchrun", "git", "srun", "cd", "#")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [re.sub(r"\\\n\s*", "", block) for block in found]
+
+
+def commands(page: Path) -> list[list[str]]:
+    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and line[0] != "#"]
+
+
+@pytest.fixture
+def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the pages take for granted: videos/, labelled/, new_video.mp4, and trained runs."""
+    for name in ("videos", "labelled"):
+        shutil.copytree(world / name, tmp_path / name)
+    for name in ("pre", "fine"):
+        shutil.copytree(world / "runs" / name, tmp_path / "runs" / name)
+    write_video(tmp_path / "new_video.mp4", frames=40)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = 0
+    for words in commands(page):
+        if words[0] != "tubelet" or words[1] == "demo":  # the demo has a test of its own
+            continue
+        out = words[words.index("--out") + 1] if "--out" in words else ""
+        if words[1] in ("pretrain", "finetune") and "--resume" not in words:
+            shutil.rmtree(folder / out, ignore_errors=True)
+        try:
+            code = main([*words[1:], *SMALL.get(words[1], [])])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capsys.readouterr()
+        assert code == 0, f"{' '.join(words)}\n{said.out}\n{said.err}"
+        ran += 1
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), {"__name__": "page"})
+        ran += 1
+    assert ran or page.name in PROSE, f"{page.name} shows nothing that runs"
+
+
+PROSE = {"errors.md", "log.md", "toy.md"}  # errors.md is checked by test_bad_input.py
+
+
+def test_what_is_not_run_sets_up_machines() -> None:
+    for page in PAGES:
+        for block in blocks(page, "sh"):
+            for line in filter(None, block.splitlines()):
+                assert line.startswith(NOT_RUN), f"{page.name}: {line}"
+
+
+def test_links_of_the_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            if not target.startswith(("http://", "https://")):
+                assert (page.parent / target).exists(), f"{page.name} links to {target}"

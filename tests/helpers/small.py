@@ -1,0 +1,35 @@
+"""What several tests make: a small video, and the options that make a run small."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+TINY = [
+    *("--num-frames", "4", "--sampling-rate", "2", "--size", "32", "32", "--workers", "0"),
+    *("--device", "cpu"),
+]
+TINY_NET = [
+    *("--encoder.width", "32", "--encoder.depth", "2", "--encoder.heads", "2"),
+    *("--encoder.patch", "8"),
+]
+TINY_DECODER = ["--decoder.width", "16", "--decoder.depth", "1", "--decoder.heads", "2"]
+
+
+def write_video(path: Path, *, frames: int = 24, seed: int = 0) -> Path:
+    """A drifting texture of 48x40 pixels, H.264, 10 frames per second."""
+    rng = np.random.default_rng(seed)
+    texture = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(10))
+        stream.height, stream.width, stream.pix_fmt = 40, 48, "yuv420p"
+        stream.options = {"crf": "20", "g": "12", "preset": "ultrafast"}
+        for shift in range(frames):
+            image = np.ascontiguousarray(np.roll(texture, 2 * shift, axis=1))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
