@@ -120,6 +120,7 @@ class Log:
                 TextColumn("{task.fields[said]}"),
                 TimeRemainingColumn(),
                 console=self.console,
+                speed_estimate_period=600,
             )
             self._bar.add_task("training", total=derived.total_steps, completed=start, said="")
 
