@@ -79,14 +79,16 @@ def invert(clip: Tensor, strength: float, sign: float) -> Tensor:
 
 
 def posterize(clip: Tensor, strength: float, sign: float) -> Tensor:
-    """Keeps 4 bits (strength 0) to none (strength 1)."""
-    bits = 4 - int(strength * 4)
+    """Keeps 4 bits (strength 0) to 1 (strength 1; no bits would be a black frame)."""
+    bits = max(1, 4 - int(strength * 4))
     return clip & (256 - (1 << (8 - bits)))
 
 
 def solarize(clip: Tensor, strength: float, sign: float) -> Tensor:
     """Inverts what is at least as bright as a threshold, 256 (strength 0) to 0."""
-    return torch.where(clip < 256 - int(strength * 256), clip, 255 - clip)
+    amount = int(strength * 256)
+    # In 16 bits: a comparison of bytes with 256 would wrap around.
+    return torch.where(clip.to(torch.int16) < 256 - amount, clip, 255 - clip)
 
 
 def solarize_add(clip: Tensor, strength: float, sign: float) -> Tensor:
