@@ -46,16 +46,16 @@ def test_means_are_weighted_and_leave_out_what_was_skipped() -> None:
             meter.forward(batch(path), terms)
         assert float(meter.loss) == pytest.approx(sum(f[0] for f in forwards), nan_ok=True)
         meter.update(step, torch.tensor(skipped), torch.tensor(norm))
-    means, found, steps = meter.read()
+    means, found, clips = meter.read()
     assert means == {"loss": 16.0 / 7.0, "other": 2.0, "grad_norm": 4.0}
     assert [(each.step, each.paths) for each in found] == [(2, ["c"]), (4, ["g", "h"])]
-    assert steps == 4
+    assert clips == 8
     meter.forward(batch("i"), {"loss": (torch.tensor(1.0), 1.0)})
     meter.update(5, torch.tensor(True), torch.tensor(1.0))
-    means, found, steps = meter.read()
+    means, found, clips = meter.read()
     assert (
         math.isnan(means["loss"])
-        and len(found) == steps == 1
+        and len(found) == clips == 1
         and list(means)
         == [
             "loss",

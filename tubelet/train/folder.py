@@ -85,7 +85,8 @@ def _resumed(path: Path, record: dict[str, Any], step: int) -> list[dict[str, An
     changed = {
         key: [old.get(key), new.get(key)]
         for key in sorted({*old, *new})
-        if key.startswith(("header.", "train.")) and old.get(key) != new.get(key)
+        if old.get(key) != new.get(key)
+        and (key.startswith("train.") or (key.startswith("header.") and ".train." not in key))
     }
     for key, (was, now) in changed.items():
         if key.removeprefix("train.") not in _HOW:

@@ -39,6 +39,7 @@ class Meter:
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        self._clips = 0
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of applied updates
         self._step: dict[str, tuple[Tensor, Tensor | float]] = {}  # of this one so far
         self._forwards: list[tuple[Tensor, list[str]]] = []  # loss, paths
@@ -46,6 +47,7 @@ class Meter:
 
     def forward(self, batch: Batch, terms: Terms) -> None:
         """Adds what a task returned for a micro-batch."""
+        self._clips += len(batch.paths)
         self._forwards.append((terms["loss"][0].detach(), batch.paths))
         for name, (total, weight) in terms.items():
             before = self._step.get(name, (0.0, 0.0))
@@ -71,8 +73,8 @@ class Meter:
 
     def read(self) -> tuple[dict[str, float], list[Skipped], int]:
         """-> means over the updates since the last call, all processes together; the updates
-        among them that were skipped; how many there were. The one place that waits."""
-        names, steps = list(self._sums), len(self._flags)
+        among them that were skipped; how many clips there were. The one place that waits."""
+        names, clips = list(self._sums), self._clips * self.place.world
         pairs = torch.stack([torch.stack(self._sums[name]) for name in names])
         means = [
             total / weight if weight else math.nan
@@ -86,8 +88,8 @@ class Meter:
                 told = from_all((mine, paths))
                 lists = [p for found, _ in told for p in found] or [p for _, a in told for p in a]
                 skipped.append(Skipped(step, sorted({path for paths in lists for path in paths})))
-        self._sums, self._flags = {}, []
-        return dict(zip(names, means, strict=True)), skipped, steps
+        self._sums, self._flags, self._clips = {}, [], 0
+        return dict(zip(names, means, strict=True)), skipped, clips
 
 
 class Log:
@@ -158,16 +160,16 @@ class Log:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
     def progress(
-        self, step: int, lr: float, means: dict[str, float], steps: int, skipped: int
+        self, step: int, lr: float, means: dict[str, float], clips: int, skipped: int
     ) -> None:
-        """A row of metrics.jsonl, and the screen: means over the last `steps` updates."""
+        """A row of metrics.jsonl, and the screen: means over the `clips` since the last row."""
         now = time.perf_counter()
         seconds, self._read_at = now - self._read_at, now
         waited, self.waited_seconds = self.waited_seconds, 0.0
         row = {
             **means,
             "lr": lr,
-            "clips_per_second": steps * self.config.batch_size / seconds,
+            "clips_per_second": clips / seconds,
             "wait_ratio": waited / seconds,
             "memory_gib": _memory_gib(self.place.device),
             "skipped": skipped,

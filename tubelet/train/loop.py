@@ -113,9 +113,9 @@ def _loop(run: _Run, log: Log, stream: Iterator[Batch]) -> None:
 
         due = run.due()
         if "log" in due:
-            means, found, steps = meter.read()
+            means, found, clips = meter.read()
             run.count(found, log)
-            log.progress(run.step, lr, means, steps, run.skipped)
+            log.progress(run.step, lr, means, clips, run.skipped)
         if "evaluate" in due:
             log.evaluation(run.step, run.evaluate())
         if "save" in due:
