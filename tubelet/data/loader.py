@@ -13,6 +13,7 @@ import logging
 import math
 import pickle
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -29,6 +30,7 @@ log = logging.getLogger("tubelet")
 
 T = TypeVar("T")
 
+POLL_SECONDS = 5  # how often to look, while waiting, whether a worker has died
 TIMEOUT_SECONDS = 1800  # without a batch: a worker hangs on a file
 ORDER_STREAM = 0x6F72646572  # keeps the order's random numbers apart from all others
 
@@ -312,15 +314,12 @@ def _batches(
         pin_memory=pin,
         multiprocessing_context=safe_context(["tubelet.data.clips"]) if workers else None,
         worker_init_fn=_start_worker if workers else None,
-        timeout=TIMEOUT_SECONDS if workers else 0,
+        timeout=POLL_SECONDS if workers else 0,
         generator=torch.Generator(),  # the global one is not touched
         collate_fn=_as_it_is,
     )
-    iterator = _or_explain(lambda: iter(loader), workers)
-    while True:
-        batch = _or_explain(lambda: next(iterator, None), workers)
-        if batch is None:
-            return
+    iterator = _start(loader)
+    while (batch := _fetch(iterator, workers)) is not None:
         if isinstance(batch, _Failure):
             raise TubeletError(batch.message)
         yield batch
@@ -335,26 +334,12 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends them
 
 
-def _or_explain(step: Callable[[], T], workers: int) -> T:
-    """The step's result; what goes wrong with worker processes is said in our words."""
+def _start(loader: DataLoader[T]) -> Iterator[T]:
+    """The loader's iterator, its workers started."""
     try:
-        return step()
-    except RuntimeError as error:
-        message = str(error)
-        if "timed out" in message:
-            raise TubeletError(
-                f"No batch in {TIMEOUT_SECONDS} s: a loading worker hangs, mostly on a file or a "
-                "network drive. `tubelet check` on this data finds the file."
-            ) from error
-        if "exited unexpectedly" in message or "is killed by signal" in message:
-            raise TubeletError(
-                f"A loading worker died ({message.strip().splitlines()[0]}). Mostly memory ran out "
-                f"(also shared memory, /dev/shm: `tubelet doctor` shows it): pass fewer --workers "
-                f"than {workers}. A script needs `if __name__ == '__main__':` around its start, and "
-                "functions written in a notebook cannot be sent: --workers 0 decodes in the main "
-                "process."
-            ) from error
-        raise
+        with warnings.catch_warnings():  # torch's words for what the error below says
+            warnings.filterwarnings("ignore", message="Got pickle error")
+            return iter(loader)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         if "pickle" not in str(error):
             raise
@@ -362,3 +347,43 @@ def _or_explain(step: Callable[[], T], workers: int) -> T:
             f"This cannot be sent to the loading workers: {error}. Use a function at the top level "
             "of a module (or functools.partial of one) as mask, asked and pack; or workers=0."
         ) from error
+
+
+def _fetch(iterator: Iterator[T], workers: int) -> T | None:
+    """The next batch, None at the end; a worker that died or hangs is said in our words."""
+    waited_seconds = 0
+    while True:
+        try:
+            return next(iterator, None)
+        except RuntimeError as error:
+            message = str(error)
+            if "DataLoader timed out" in message:
+                waited_seconds += POLL_SECONDS
+                if waited_seconds < TIMEOUT_SECONDS:
+                    continue  # no worker has died; a batch may take long
+                raise TubeletError(
+                    f"No batch in {waited_seconds} s: a loading worker hangs, mostly on a file or a "
+                    "network drive. `tubelet check` on this data finds the file."
+                ) from error
+            if "exited unexpectedly" not in message and "killed by signal" not in message:
+                raise
+            raise TubeletError(_why_dead(iterator, workers)) from error
+
+
+def _why_dead(iterator: Any, workers: int) -> str:
+    """What the exit code of a dead worker says: above 0 an error of Python, else a signal."""
+    dead = [worker.exitcode for worker in iterator._workers if worker.exitcode]
+    if any(code > 0 for code in dead):
+        return (
+            "A loading worker could not start (it has printed why, above). A script needs "
+            "`if __name__ == '__main__':` around its start, and what is sent to workers (mask, "
+            "asked, pack, a data set of your own) has to be importable there: in a module, not in a "
+            "notebook. --workers 0 decodes in the main process."
+        )
+    names = ", ".join(signal.Signals(-code).name for code in dead) or "no exit code"
+    return (
+        f"A loading worker was killed ({names}). Mostly memory has run out, or with SIGBUS shared "
+        f"memory (`tubelet doctor` shows it): pass fewer --workers than {workers}, or a smaller "
+        "--micro-batch. With SIGSEGV a file has crashed the decoder: `tubelet check` on this data "
+        "finds it."
+    )
