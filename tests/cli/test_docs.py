@@ -20,8 +20,9 @@ from tubelet.cli import main
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STEPS = ["--steps", "2", "--save-every-steps", "1", "--no-progress"]
+RATIO = ["--mask-ratio", "0.75"]
 SMALL = {
-    "pretrain": [*TINY, *TINY_NET, *TINY_DECODER, *STEPS, "--mask-ratio", "0.75", "--batch-size", "2"],
+    "pretrain": [*TINY, *TINY_NET, *TINY_DECODER, *STEPS, *RATIO, "--batch-size", "2"],
     "finetune": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
     "toy": ["--train", "12", "--val", "8", "--test", "8"],
     "evaluate": ["--workers", "0"],
@@ -29,14 +30,10 @@ SMALL = {
 NOT_RUN = ("make", "pip", "python -m pip", "torchrun", "git", "srun", "cd", "#")
 
 
-def blocks(page: Path, language: str) -> list[str]:
-    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
-    return [re.sub(r"\\\n\s*", "", block) for block in found]
-
-
-def commands(page: Path) -> list[list[str]]:
-    lines = [line for block in blocks(page, "bash") for line in block.splitlines()]
-    return [shlex.split(line, comments=True) for line in lines if line.strip() and line[0] != "#"]
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """(language, text) of each block, lines that go on joined."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [(language, re.sub(r"\\\n\s*", "", text)) for language, text in found]
 
 
 @pytest.fixture
@@ -52,25 +49,37 @@ def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_of_a_page_run(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_page_shows_runs(
+    page: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = 0
-    for words in commands(page):
-        if words[0] != "tubelet" or words[1] == "demo":  # the demo has a test of its own
-            continue
-        out = words[words.index("--out") + 1] if "--out" in words else ""
-        if words[1] in ("pretrain", "finetune") and "--resume" not in words:
-            shutil.rmtree(folder / out, ignore_errors=True)
-        try:
-            code = main([*words[1:], *SMALL.get(words[1], [])])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        said = capsys.readouterr()
-        assert code == 0, f"{' '.join(words)}\n{said.out}\n{said.err}"
-        ran += 1
-    for block in blocks(page, "python"):
-        exec(compile(block, page.name, "exec"), {"__name__": "page"})
-        ran += 1
+    names = {"__name__": "page"}  # blocks of a page go on from one another
+    for language, text in blocks(page):
+        if language == "bash":
+            for line in filter(None, text.splitlines()):
+                ran += run_command(shlex.split(line, comments=True), folder, capsys)
+        elif language == "python" and (file := re.match(r"# (\w+\.py)\n", text)):
+            (folder / file[1]).write_text(text)
+        elif language == "python":
+            exec(compile(text, page.name, "exec"), names)
+            ran += 1
     assert ran or page.name in PROSE, f"{page.name} shows nothing that runs"
+
+
+def run_command(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> int:
+    """Runs a line of a page -> 1, or 0 for one that is run elsewhere."""
+    if words[:1] != ["tubelet"] or words[1] == "demo":  # the demo has a test of its own
+        return 0
+    out = words[words.index("--out") + 1] if "--out" in words else ""
+    if out and words[1] in ("pretrain", "finetune") and "--resume" not in words:
+        shutil.rmtree(folder / out, ignore_errors=True)
+    try:
+        code = main([*words[1:], *SMALL.get(words[1], [])])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    said = capsys.readouterr()
+    assert code == 0, f"{' '.join(words)}\n{said.out}\n{said.err}"
+    return 1
 
 
 PROSE = {"errors.md", "log.md", "toy.md"}  # errors.md is checked by test_bad_input.py
@@ -78,8 +87,8 @@ PROSE = {"errors.md", "log.md", "toy.md"}  # errors.md is checked by test_bad_in
 
 def test_what_is_not_run_sets_up_machines() -> None:
     for page in PAGES:
-        for block in blocks(page, "sh"):
-            for line in filter(None, block.splitlines()):
+        for language, text in blocks(page):
+            for line in filter(None, text.splitlines() if language == "sh" else ()):
                 assert line.startswith(NOT_RUN), f"{page.name}: {line}"
 
 
