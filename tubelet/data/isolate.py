@@ -25,15 +25,15 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def safe_context(preload: Sequence[str]) -> Any:
+def safe_context() -> Any:
     """A way to start processes that inherit no threads, locks or CUDA state, as a fork would.
 
-    They come from a server that has imported `preload` once, where the system has such a server.
+    Where the system allows, they come from a server that has imported torch and PyAV once.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
+    context.set_forkserver_preload(["tubelet.data.clips"])
     return context
 
 
@@ -62,7 +62,7 @@ def each(
         for at, item in enumerate(items):
             keep(at, task(item))
         return [done[at] for at in range(len(items))]
-    context = safe_context([task.__module__])
+    context = safe_context()
     waiting = list(range(len(items)))[::-1]
     pool = [_Worker(context, task) for _ in range(min(workers, len(items)))]
     try:

@@ -312,7 +312,7 @@ def _batches(
         batch_size=None,
         num_workers=workers,
         pin_memory=pin,
-        multiprocessing_context=safe_context(["tubelet.data.clips"]) if workers else None,
+        multiprocessing_context=safe_context() if workers else None,
         worker_init_fn=_start_worker if workers else None,
         timeout=POLL_SECONDS if workers else 0,
         generator=torch.Generator(),  # the global one is not touched
