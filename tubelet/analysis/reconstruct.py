@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tubelet import masks as draws
-from tubelet.analysis import picture
+from tubelet.analysis import colours, picture
 from tubelet.data.decode import Video
 from tubelet.data.sampling import centre_frames, rng_for, window_frames
 from tubelet.data.transforms import spatial_views, to_channels
@@ -149,39 +149,28 @@ def compose(
     """clip float [B,C,T,H,W] in [0,1], predictions [B,M,C,pt,ph,pw] -> the clip with these in it.
 
     One mask for each clip. Without `oracle` the result does not depend on hidden pixels, bit for
-    bit: normalised predictions get the mean and deviation of the visible tubelets around them.
+    bit: normalised predictions get their colour and contrast from visible tubelets (`colours`).
     """
     asked, keep = masks.asked[:, 0], masks.keep[:, 0]
     grid = target.patch.grid_for(*clip.shape[2:])
     patches = patchify(clip, target.patch)
     if target.normalise:
-        known = asked if oracle else keep
-        mean, std = target.statistics(gather(patches, known).flatten(3))
+        mean, std = target.statistics(gather(patches, asked if oracle else keep).flatten(3))
         if not oracle:
-            weights = nearness(grid, keep, asked)
+            weights = colours.nearness(grid, keep, asked)
             mean, std = (torch.einsum("bmk,bkco->bmco", weights, x) for x in (mean, std))
         cubes = cubes * std[..., None, None] + mean[..., None, None]
     index = asked.view(*asked.shape, 1, 1, 1, 1).expand_as(cubes)
-    return unpatchify(patches.scatter(1, index, cubes.clamp(0, 1)), grid)
+    patches = patches.scatter(1, index, cubes)
+    if target.normalise and not oracle:
+        patches = colours.continued(patches, masks.hidden[:, 0], grid)
+    return unpatchify(patches, grid).clamp(0, 1)
 
 
 def psnr(made: Tensor, true: Tensor, where: Tensor) -> float:
     """Two clips [C,T,H,W] in [0,1], bool [1,T,H,W] -> decibels over the pixels `where`."""
     error = float((made - true)[where.expand_as(true)].square().mean())
     return 10 * log10(1 / error) if error > 0 else float("inf")
-
-
-def nearness(grid: Grid, keep: Tensor, asked: Tensor) -> Tensor:
-    """keep [B,K], asked [B,M] -> weights float32 [B,M,K], rows adding up to 1.
-
-    Inverse distance to the fourth power on the token grid, a step in time counting as half a step
-    in space (ours: tubelets change less over time). The nearest visible tubelets decide.
-    """
-    axes = [torch.arange(n, device=keep.device, dtype=torch.float32) for n in grid]
-    places = torch.cartesian_prod(axes[0] / 2, axes[1], axes[2])
-    square = (places[asked][:, :, None] - places[keep][:, None]).square().sum(-1)
-    weights = 1 / square.clamp(min=1e-6).square()
-    return weights / weights.sum(-1, keepdim=True)
 
 
 def _mask(config: ReconstructConfig) -> MaskFunction:
