@@ -170,7 +170,7 @@ def warp(clip: Tensor, matrix: tuple[float, float, float, float, float, float]) 
     (a*x + b*y + c, d*x + e*y + f), bicubic; grey where that is outside the frame.
 
     Pillow's `Image.transform` with its own kernel (a = -1) and truncation, to within a grey level
-    (the test says so), at a third of its time: taps and weights are worked out once for all frames.
+    (the test says so), in half its time: taps and weights are worked out once for all frames.
     """
     frames, height, width, channels = clip.shape
     out = torch.empty_like(clip)

@@ -68,6 +68,8 @@ class Reader:
         self._threads = threads
         self._error = ""
         self._end = 1 << 62  # the place after the last whole packet
+        self._needed: frozenset[int] = frozenset()  # places whose frames are wanted
+        self._until = 0  # the last of them
         self._reformatter = VideoReformatter()
         self._open()
         try:
@@ -224,20 +226,21 @@ class Reader:
 
         Careful: no seeking ahead, no skipping.
         """
-        needed: frozenset[int] = frozenset()
+        places: list[int] = []
         if not careful and self._stream.codec_context.codec.canonical_name in _SKIPPABLE:
-            needed = frozenset(self._index.packet[list(rows)].tolist())
+            places = self._index.packet[list(rows)].tolist()
+        self._needed, self._until = frozenset(places), max(places, default=0)
         missing: dict[int, int] = {}
         for wanted, row in rows.items():
             self._approach(wanted, careful)
-            frame = self._next(wanted, needed)
+            frame = self._next(wanted)
             if frame is None:
                 missing[wanted] = row
             else:
                 out[row] = self._rgb(frame)
         return missing
 
-    def _next(self, wanted: int, needed: frozenset[int]) -> VideoFrame | None:
+    def _next(self, wanted: int) -> VideoFrame | None:
         """Decodes up to the frame `wanted`; None where a later one or the end comes first."""
         while True:
             while self._ready:
@@ -248,7 +251,7 @@ class Reader:
                 self._last = number
                 if number == wanted:
                     return frame
-            if not self._feed(needed):
+            if not self._feed():
                 return None
 
     def _approach(self, frame: int, careful: bool) -> None:
@@ -286,9 +289,9 @@ class Reader:
         self._packets = _chain(first, self._packets)
         return True
 
-    def _feed(self, needed: frozenset[int] = frozenset()) -> bool:
+    def _feed(self) -> bool:
         """Puts what the next packet gives on `_ready`; False at the end of the file."""
-        frames = self._put_out(needed)
+        frames = self._put_out()
         if frames is None:
             return False
         for frame in frames:
@@ -297,18 +300,18 @@ class Reader:
                 self._ready.append((number, frame))
         return True
 
-    def _put_out(self, needed: frozenset[int] = frozenset()) -> list[VideoFrame] | None:
+    def _put_out(self) -> list[VideoFrame] | None:
         """Gives the decoder the next packet -> frames that come out (often none); None at the end.
 
-        Up to the last place that is `needed`, other packets are decoded only if frames refer to
-        them. At the end of the file the decoder gives all that it still holds.
+        Before the place `_until`, packets that are not `_needed` are decoded only if frames refer
+        to them. At the end of the file the decoder gives all that it still holds.
         """
         context = self._stream.codec_context
         packet = self._next_packet()
         if packet is None:
             return None
         if packet.size:
-            skip = bool(needed) and self._at not in needed and self._at < max(needed)
+            skip = self._at < self._until and self._at not in self._needed
             if (context.skip_frame == "NONREF") != skip:
                 context.skip_frame = "NONREF" if skip else "DEFAULT"
             self._at += 1
