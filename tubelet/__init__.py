@@ -6,8 +6,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tubelet.analysis.reconstruct import reconstruct
-    from tubelet.verbs import evaluate, finetune, predict, pretrain
+    from tubelet.verbs import evaluate, finetune, predict, pretrain, reconstruct
     from tubelet.zoo import create, list_models, load
 
 __version__ = metadata.version("tubelet")
