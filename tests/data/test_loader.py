@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 import types
 from functools import partial
 from itertools import chain
@@ -15,7 +17,7 @@ import pytest
 import torch
 
 from tubelet import masks
-from tubelet.data import loader
+from tubelet.data import workers as workers_module
 from tubelet.data.clips import ClipDataset, EvalDataset, Views
 from tubelet.data.lists import read_list
 from tubelet.data.loader import (
@@ -245,6 +247,40 @@ def test_workers_end_when_the_iteration_is_left(ten_videos):
     assert not any(alive(pid) for pid in pids)
 
 
+SCRIPT = """
+import sys
+from tests.data.test_loader import PRETRAIN, SPEC, Spy, read_list, train_loader
+
+if __name__ == "__main__":
+    spy = Spy(read_list(sys.argv[1]), SPEC, PRETRAIN, seed=0)
+    batches = iter(train_loader(spy, batch_size=2, micro_batch=2, seed=0, total_steps=10**6))
+    pids = {next(batches).paths[0].split(",")[0] for _ in range(6)}
+    print(*pids, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_workers_end_when_the_main_process_is_killed(ten_videos, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "script.py", ten_videos],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    ) as process:
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2 and all(alive(pid) for pid in pids)
+        process.kill()
+    for _ in range(200):
+        if not any(alive(pid) for pid in pids):
+            return
+        time.sleep(0.1)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    pytest.fail("workers outlived a killed main process")
+
+
 def alive(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -368,15 +404,15 @@ class Hangs(ClipDataset):
 
 
 def test_a_worker_that_hangs_is_explained(ten_videos, monkeypatch):
-    monkeypatch.setattr(loader, "POLL_SECONDS", 1)
-    monkeypatch.setattr(loader, "TIMEOUT_SECONDS", 2)
+    monkeypatch.setattr(workers_module, "POLL_SECONDS", 1)
+    monkeypatch.setattr(workers_module, "TIMEOUT_SECONDS", 2)
     data = Hangs(read_list(ten_videos), SPEC, PRETRAIN, seed=0)
     with pytest.raises(TubeletError, match="No batch in 2 s: a loading worker hangs"):
         load(data, workers=1)
 
 
 def test_a_worker_that_dies_is_explained(ten_videos, monkeypatch):
-    monkeypatch.setattr(loader, "POLL_SECONDS", 1)
+    monkeypatch.setattr(workers_module, "POLL_SECONDS", 1)
     data = Dies(read_list(ten_videos), SPEC, PRETRAIN, seed=0)
     with pytest.raises(TubeletError, match=r"worker was killed \(SIGKILL\).*--workers"):
         load(data, workers=1)
@@ -398,7 +434,7 @@ def test_a_worker_that_cannot_start_is_explained(ten_videos, monkeypatch):
     module.Elsewhere = Elsewhere
     monkeypatch.setitem(sys.modules, "only_in_this_process", module)
     monkeypatch.setattr(Elsewhere, "__module__", "only_in_this_process")
-    monkeypatch.setattr(loader, "POLL_SECONDS", 1)
+    monkeypatch.setattr(workers_module, "POLL_SECONDS", 1)
     data = Elsewhere(read_list(ten_videos), SPEC, PRETRAIN, seed=0)
     with pytest.raises(TubeletError, match=r"could not start.*__main__.*--workers 0"):
         load(data, workers=1)
