@@ -358,6 +358,20 @@ def test_damage_in_the_middle_spares_the_other_frames(folder: Path) -> None:
         assert np.array_equal(video.frames(asked).numpy(), expected[asked])
 
 
+def test_a_frame_that_is_lost_is_named(folder: Path) -> None:
+    path = write(folder / "lost.mov", numbered(12), **FILES["mjpeg.mov"])
+    expected = plain(path)
+    with av.open(str(path)) as container:
+        at = [(packet.pos or 0, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    data[at[5][0] : sum(at[5])] = bytes(at[5][1])
+    path.write_bytes(data)
+    with Video(path) as video:
+        assert np.array_equal(video.frames([4, 6]).numpy(), expected[[4, 6]])
+        with pytest.raises(DecodeError, match=r"frame 5 was wanted, .* damaged there"):
+            video.frames([4, 5, 6])
+
+
 NO_VIDEO = {
     "empty.mp4": (b"", "empty"),
     "text.mp4": (b"this is a text, and it is not short either\n" * 40, "no video"),
