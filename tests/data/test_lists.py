@@ -202,7 +202,7 @@ def test_missing_files_are_named_by_line(written):
     assert "2 of 3 lines" in message
     assert "line 2: 'clips/no.mp4 1'" in message and "clips/no.mp4 does not exist" in message
     assert "f.mp4 does not exist (f.webm does)" in message
-    assert "--data-root" in message
+    assert "--root" in message
 
 
 def test_missing_files_can_be_let_pass(written):

@@ -374,7 +374,7 @@ def _all_exist(found: _Found) -> None:
         hint = f" ({os.path.basename(other)} does)" if other and len(bad) < 10 else ""
         bad.append(Bad(row.line, row.text, f"{row.path} does not exist{hint}"))
     base = f"Relative paths were joined to {found.root or os.getcwd()!r}"
-    advice = f"{base}: correct the list, or say where the videos are (root=..., --data-root ...)."
+    advice = f"{base}: correct the list, or say where the videos are (--root, or root=...)."
     refuse(found.source, bad, len(found.rows), advice, found.unit)
 
 
