@@ -64,6 +64,12 @@ def test_means_are_weighted_and_leave_out_what_was_skipped() -> None:
     )
 
 
+def test_losses_in_half_precision_are_refused() -> None:
+    meter = Meter(parallel.place("cpu"))
+    with pytest.raises(TubeletError, match=r"bfloat16.*float32"):
+        meter.forward(batch("a"), {"loss": (torch.ones((), dtype=torch.bfloat16), 1.0)})
+
+
 def log_of(tiny: ModuleType, out: Path, console: Console, **changes: Any) -> Log:
     config = tiny.settings(**{"progress": True, **changes})
     return Log(out, parallel.place("cpu"), config, derive(config, 24), 2, console)
@@ -93,7 +99,7 @@ def test_bar_on_a_terminal(tiny: ModuleType, tmp_path: Path) -> None:
 def test_lines_elsewhere(tiny: ModuleType, tmp_path: Path) -> None:
     screen = io.StringIO()
     with log_of(tiny, tmp_path, Console(file=screen, soft_wrap=True)) as log:
-        for step in (3, 4, 5, 6):  # the first and the last are shown; no two within 2 seconds
+        for step in (3, 4, 5, 6):  # the first and the last are shown; no two within 10 seconds
             log.progress(step, 0.1, {"loss": 1.25}, 1, skipped=0)
     *rules, first, last = screen.getvalue().splitlines()
     assert len(rules) == len(log.derived.rules)

@@ -228,7 +228,9 @@ def _discard(path: Path) -> None:
 
 def _flush(path: Path) -> None:
     """Waits until the file, or the names in the folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot; it keeps names by its own journal
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
     finally:

@@ -23,7 +23,7 @@ from tubelet.train.parallel import Place, from_all, sum_over_processes
 
 Terms = Mapping[str, tuple[Tensor, Tensor | float]]
 REPEATS = 5  # skipped updates in a row that stop a run
-QUIET_SECONDS = 2.0  # between lines where there is no bar
+QUIET_SECONDS = 10.0  # between lines where there is no bar
 
 
 @dataclass
@@ -47,6 +47,11 @@ class Meter:
 
     def forward(self, batch: Batch, terms: Terms) -> None:
         """Adds what a task returned for a micro-batch."""
+        if terms["loss"][0].dtype.itemsize < 4:
+            raise TubeletError(
+                f"The task's loss is {terms['loss'][0].dtype}: compare and sum in float32, with "
+                "`prediction.float()`; only what comes before computes in bf16."
+            )
         self._clips += len(batch.paths)
         self._forwards.append((terms["loss"][0].detach(), batch.paths))
         for name, (total, weight) in terms.items():

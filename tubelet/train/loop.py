@@ -216,7 +216,7 @@ class _Run:
     def reseed(self, step: int) -> None:
         """So that also a task that draws from torch's generator is the same after a resumption."""
         world, rank = self.place.world, self.place.rank
-        torch.manual_seed((self.config.seed * 1_000_003 + step) * world + rank)
+        torch.manual_seed(((self.config.seed * 1_000_003 + step) * world + rank) % 2**63)
 
     def due(self) -> set[str]:
         """What has to be done after this update."""
