@@ -233,13 +233,20 @@ def evaluate(args: list[str]) -> int:
         ("run", _help(str, "Run folder or checkpoint.", Given)),
         ("data", _help(str, "Labelled folder or list.", Given)),
         ("root", _help(str, "Joined in front of relative paths."), ""),
+        ("label_column", _help(str, "Of a csv or jsonl, where it is not called label."), ""),
         ("split", _help(str | None, "Of a folder with splits; default: test, or val."), None),
         ("out", _help(Path | None, "Folder for evaluation.json, scores.csv, confusion.png."), None),
     )
     job: Any = _parse(kind, args, "evaluate", "Each video is decoded once for all of its views.")
     with _bar("evaluating", "videos") as progress:
         result = verbs.evaluate(
-            job.run, job.data, job.config, root=job.root, split=job.split, progress=progress
+            job.run,
+            job.data,
+            job.config,
+            root=job.root,
+            split=job.split,
+            label_column=job.label_column,
+            progress=progress,
         )
     Console().print(result.table())
     if job.out is not None:
@@ -311,6 +318,8 @@ def check(args: list[str]) -> int:
         ("root", _help(str, "Joined in front of relative paths."), ""),
         ("workers", _help(int | None, "Processes; default: one for each core."), None),
         ("decoder", Literal["pyav", "torchcodec"], "pyav"),
+        ("label_column", _help(str, "Of a csv or jsonl, where it is not called label."), ""),
+        ("allow_short", _help(bool, "Let videos shorter than the clip pass."), False),
         ("json", _help(Path | None, "Write the whole report to this file."), None),
     )
     job: Any = _parse(kind, args, "check", "Videos too short for the given clip are named too.")
@@ -321,6 +330,8 @@ def check(args: list[str]) -> int:
             spec=job.config,
             workers=job.workers,
             decoder=job.decoder,
+            column=job.label_column or None,
+            allow_short=job.allow_short,
             progress=progress,
         )
     Console().print(report.table())

@@ -85,7 +85,9 @@ def finetune(
     run = _run(finetune_from(changes.get("weights", "")) if run is None else run, Finetune, changes)
     kind = None if run.label_kind == "auto" else run.label_kind
     data = _given(run.data, "--data")
-    videos = read_list(data, root=run.root, kind=kind, split=_split_of(data, "train"))
+    column = run.label_column or None
+    split = _split_of(data, "train")
+    videos = read_list(data, root=run.root, kind=kind, split=split, column=column)
     if videos.kind == "unlabelled":
         raise TubeletError(
             f"{run.data} has no labels. Give folders of classes (data/<class>/*.mp4) or a list "
@@ -112,7 +114,14 @@ def _validation(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, f
     if not run.val and split is None:
         return None
     source = run.val or run.data
-    val = read_list(source, root=run.root, labels_from=videos, kind=videos.kind, split=split)
+    val = read_list(
+        source,
+        root=run.root,
+        labels_from=videos,
+        kind=videos.kind,
+        split=split,
+        column=run.label_column or None,
+    )
     settings = EvaluateConfig(workers=run.train.workers, decoder=run.video_decoder)
     return evaluation.validation(val, run.clip, settings)
 
@@ -132,6 +141,7 @@ def evaluate(
     *,
     root: str = "",
     split: str | None = None,
+    label_column: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores a fine-tuned model on labelled videos by the published protocol.
@@ -149,6 +159,7 @@ def evaluate(
             labels_from=card.classes or None,
             kind=kind,
             split=split or _split_of(data, "test", "val"),
+            column=label_column or None,
         )
         _notes(data)
     return evaluation.evaluate(

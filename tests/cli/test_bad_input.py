@@ -116,8 +116,8 @@ CASES = [
         "a bad line in a list",
         "tubelet pretrain videomae:small_k400 --data bad.csv --out runs/new",
         [*PRETRAIN, "--data", "bad.csv", "--out", "runs/new", *SMALL],
-        ("bad.csv", "line 2"),
-        lambda folder: (folder / "bad.csv").write_text("videos/0.mp4,0\n,1\nvideos/1.mp4,1\n"),
+        ("bad.csv", "line 2", "no path"),
+        lambda folder: (folder / "bad.csv").write_text("videos/0.mp4 0\nno video 1\n"),
     ),
     Case(
         "a label out of range",

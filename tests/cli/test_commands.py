@@ -68,7 +68,9 @@ def test_finetuning_keeps_class_names_and_drops_what_is_published(tubelet, insid
     assert isinstance(model, Classifier)
     assert model.card.classes == ("left", "right")
     assert model.card.label_kind == "single"
-    metrics = [json.loads(line) for line in Path("runs/fine/metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in Path("runs/fine/metrics.jsonl").read_text().splitlines()
+    ]
     assert any("top1" in json.dumps(row) for row in metrics), "val/ was not scored"
 
 

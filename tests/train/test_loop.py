@@ -164,9 +164,13 @@ def test_used_folders_are_refused(tiny: ModuleType, tmp_path: Path) -> None:
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     begun = tmp_path / "begun"
     begun.mkdir()
-    (begun / "config.json").write_text("{}")
-    with pytest.raises(TubeletError, match=r"config\.json, but no checkpoint yet"):
+    (begun / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(TubeletError, match=r"metrics\.jsonl, but no checkpoint yet"):
         tiny.train(begun)
+    failed = tmp_path / "failed"
+    failed.mkdir()
+    (failed / "config.json").write_text("{}")  # of a run that ended before its first row
+    tiny.train(failed)
     (tmp_path / "file").touch()
     with pytest.raises(TubeletError, match="is a file"):
         tiny.train(tmp_path / "file")

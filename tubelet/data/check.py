@@ -28,6 +28,10 @@ from tubelet.shapes import ClipSpec
 CHUNK_FRAMES = 32  # decoded at a time: bounded memory for long files
 CLIPS_TIMED = 64  # files on which the speed of drawing one training clip is measured
 TIMEOUT_SECONDS = 1800  # for one file
+SHORT = (
+    "In clips of a video that is too short the last frames repeat. Make the clip shorter "
+    "(--num-frames, --sampling-rate), remove these videos, or let them pass (--allow-short)."
+)
 SHOWN = 20  # rows of each table; the JSON has all
 
 
@@ -71,10 +75,12 @@ class Report:
     within: list[list[dict[str, str]]] = field(default_factory=list)  # same content, one split
     speed: dict[str, float] = field(default_factory=dict)
     videos: dict[str, Any] = field(default_factory=dict)  # sizes, frame rates, lengths, codecs
+    allow_short: bool = False  # videos shorter than the clip are no fault
 
     @property
     def ok(self) -> bool:
-        return not (self.problems or self.unreadable or self.across)
+        short = self.too_short and not self.allow_short
+        return not (self.problems or self.unreadable or self.across or short)
 
     def to_json(self) -> str:
         """All of it, for a program."""
@@ -93,6 +99,7 @@ def check(
     workers: int | None = None,
     decoder: Decoder = "pyav",
     column: str | None = None,
+    allow_short: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decodes every frame of every file of a list or folder, or of several splits.
@@ -103,12 +110,13 @@ def check(
         root, column: as for `read_list`.
         spec: the clip, to find videos that are too short for it.
         workers: processes; default: one for each core. 0: this one.
+        allow_short: videos shorter than the clip are named, but no reason not to be `ok`.
         progress: called as progress(done, of) after each file.
 
     Raises:
         TubeletError: where no list at all could be read.
     """
-    report = Report()
+    report = Report(allow_short=allow_short)
     lists = _read(sources, root, column, report)
     labelled = {split: videos.classes for split, videos in lists.items() if videos.classes}
     for split, videos in lists.items():
@@ -285,7 +293,9 @@ def _tables(report: Report) -> list[RenderableType]:
     bad = [(r["split"], r["path"], r["reason"]) for r in report.unreadable]
     parts += _listing("Unreadable", ("split", "path", "why"), bad)
     short = [(s["split"], s["path"], f"{s['frames']} of {s['needed']}") for s in report.too_short]
-    parts += _listing("Too short for the clip (frames repeat)", ("split", "path", "frames"), short)
+    parts += _listing("Too short for the clip", ("split", "path", "frames"), short)
+    if short:
+        parts.append(Text(SHORT))
     across = [(", ".join(f"{o['split']}: {o['path']}" for o in same),) for same in report.across]
     parts += _listing("The same file in several splits", ("files",), across)
     within = [(", ".join(o["path"] for o in same),) for same in report.within]

@@ -366,7 +366,11 @@ def missing_files(paths: Sequence[str]) -> list[int]:
 
 def _all_exist(found: _Found) -> None:
     missing = missing_files([row.path for row in found.rows])
-    bad = []
+    bad = [
+        Bad(row.line, row.text, f"{row.path!r} is a folder, not a video")
+        for row in found.rows
+        if not os.path.splitext(row.path)[1] and os.path.isdir(row.path)
+    ]
     for at in missing:
         row = found.rows[at]
         stem = os.path.splitext(row.path)[0]

@@ -35,6 +35,8 @@ class Finetune(Run):
     """Labelled videos for validation after each epoch (one centred clip each)."""
     label_kind: Literal["auto", "single", "multi", "regression"] = "auto"
     """auto: as the list shows; several labels a clip: multi."""
+    label_column: str = ""
+    """Column of the label in a csv or jsonl, where it is not called label."""
     augment: Augment = transforms.FINETUNE
     train: Annotated[TrainConfig, Flat] = TRAIN
     encoder: ViTShape = BASE

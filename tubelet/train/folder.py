@@ -34,9 +34,8 @@ def check(out: Path, resume: bool) -> Path | None:
     if out.exists() and not out.is_dir():
         raise TubeletError(f"The output folder {out} is a file. Pass another folder.")
     newest = checkpoint.latest(out)
-    used = [name for name in (CONFIG, METRICS) if (out / name).exists()]
-    if not resume and (used or newest):
-        holds = newest.name if newest else f"{used[0]}, but no checkpoint yet"
+    if not resume and (newest or _has_rows(out)):
+        holds = newest.name if newest else f"{METRICS}, but no checkpoint yet"
         raise TubeletError(
             f"The output folder {out} holds a run already ({holds}). "
             "Go on with it by --resume, or pass another folder; nothing was changed."
@@ -54,12 +53,18 @@ def begin(
         out.mkdir(parents=True, exist_ok=True)
         checkpoint.tidy(out)
         record = _record(config, derived, header)
-        if (out / CONFIG).exists():
+        if (out / CONFIG).exists() and _has_rows(out):
             record["resumed"] = _resumed(out / CONFIG, record, step)
         for name in (METRICS, NONFINITE):
             _cut(out / name, step)
         text = json.dumps(record, indent=1)
         checkpoint.replace_file(out / CONFIG, lambda path: path.write_text(text))
+
+
+def _has_rows(out: Path) -> bool:
+    """Whether a run got as far as a log row. A config.json alone is of one that failed before."""
+    metrics = out / METRICS
+    return metrics.exists() and metrics.stat().st_size > 0
 
 
 def _record(config: TrainConfig, derived: Derived, header: dict[str, Any]) -> dict[str, Any]:
