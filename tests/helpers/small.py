@@ -19,17 +19,20 @@ TINY_NET = [
 TINY_DECODER = ["--decoder.width", "16", "--decoder.depth", "1", "--decoder.heads", "2"]
 
 
-def write_video(path: Path, *, frames: int = 24, seed: int = 0) -> Path:
-    """A drifting texture of 48x40 pixels, H.264, 10 frames per second."""
+def write_video(
+    path: Path, *, frames: int = 24, height: int = 40, width: int = 48, seed: int = 0, cell: int = 8
+) -> Path:
+    """A drifting texture of cells of `cell` pixels, H.264, 10 frames per second; -> the path."""
     rng = np.random.default_rng(seed)
-    texture = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    tile = rng.integers(0, 256, (height // cell, width // cell, 3), dtype=np.uint8)
+    texture = tile.repeat(cell, 0).repeat(cell, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(10))
-        stream.height, stream.width, stream.pix_fmt = 40, 48, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.options = {"crf": "20", "g": "12", "preset": "ultrafast"}
         for shift in range(frames):
-            image = np.ascontiguousarray(np.roll(texture, 2 * shift, axis=1))
+            image = np.ascontiguousarray(np.roll(texture, 3 * shift, axis=1))
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path

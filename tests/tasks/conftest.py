@@ -1,12 +1,11 @@
 """Small videos and a small classifier for the tests of tasks."""
 
+import functools
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
+import small
 import torch
 
 from tubelet.backbones.vit import ViT, ViTShape
@@ -17,20 +16,7 @@ from tubelet.shapes import ClipSpec
 WriteVideo = Callable[..., Path]
 
 
-def _write(path: Path, *, frames: int = 24, height: int = 40, width: int = 56, seed: int = 0):
-    """Drifting coloured texture, H.264 at 10 frames per second; returns the path."""
-    rng = np.random.default_rng(seed)
-    tile = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
-    texture = tile.repeat(8, 0).repeat(8, 1)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(10))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"crf": "18", "g": "12", "preset": "ultrafast"}
-        for shift in range(frames):
-            image = np.ascontiguousarray(np.roll(texture, 3 * shift, axis=1))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode(None))
-    return path
+_write = functools.partial(small.write_video, width=56)
 
 
 @pytest.fixture(scope="session")
