@@ -339,6 +339,27 @@ def check(args: list[str]) -> int:
     return 0 if report.ok else EXIT_ERROR
 
 
+def toy(args: list[str]) -> int:
+    """Render the built-in videos, digits that move, with their lists: tubelet toy videos/"""
+    from tubelet.data.toy import Options, render
+
+    kind = _options(
+        "Toy",
+        Options(),
+        ("out", _help(Path, "Folder for the videos.", Given)),
+        ("train", _help(int, "Clips for training."), 4000),
+        ("val", _help(int, "Clips for validation."), 400),
+        ("test", _help(int, "Clips for testing."), 1000),
+        ("workers", _help(int | None, "Processes; default: one for each core."), None),
+    )
+    job: Any = _parse(kind, args, "toy", "What a clip shows (the digit) and how it moves.")
+    counts = {"train": job.train, "val": job.val, "test": job.test}
+    with _bar("rendering", "clips") as progress:
+        out = render(job.out, job.config, **counts, workers=job.workers, progress=progress)
+    print(f"{out}: {', '.join(f'{count} {split}' for split, count in counts.items())}")
+    return 0
+
+
 def doctor(args: list[str]) -> int:
     """What is installed, which decoders and devices work, and what to do about the rest."""
     from tubelet.doctor import doctor as examine
@@ -387,6 +408,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "reconstruct": reconstruct,
+    "toy": toy,
     "list": list_runs,
     "doctor": doctor,
 }
