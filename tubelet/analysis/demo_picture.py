@@ -1,0 +1,102 @@
+"""The demo's picture: what the encoder saw, what the decoder made of it, and what probes read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from tubelet.analysis.picture import INK, PAPER, SOFT
+from tubelet.analysis.reconstruct import ReconstructConfig, reconstruct
+from tubelet.model import MaskedModel
+
+PALE, DEEP = "#c3c7d1", "#2f5fd0"
+Bars = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label: accuracies random, pretrained
+
+
+def draw(
+    path: Path,
+    model: MaskedModel,
+    clips: Sequence[Path],
+    titles: Sequence[str],
+    bars: Bars,
+    chance: dict[str, float],
+) -> None:
+    """Writes the picture to `path`, and the strips it is made of into a folder beside it.
+
+    `chance`: the accuracy of guessing, by label. Bars are means over seeds; dots are the seeds.
+    """
+    config = ReconstructConfig(
+        mask_type=model.card.run["mask_type"],
+        mask_ratio=model.card.run["mask_ratio"],
+        animation="none",
+    )
+    out = path.parent / "reconstructions"
+    made = [reconstruct(model, model.card.clip, clip, out, config) for clip in clips]
+    figure = Figure(figsize=(13, 1.75 * len(clips) + 0.4), facecolor=PAPER, layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=[2.4, 1])
+    left, right = halves
+    grid = left.subplots(len(clips), 1, squeeze=False)[:, 0]
+    for axes, one, title in zip(grid, made, titles, strict=True):
+        _sheet(axes, (one.clip, one.masked, one.filled), title)
+    left.suptitle(
+        f"input, what the encoder sees, what the decoder makes of it ({_hidden(config)})",
+        fontsize=10,
+        color=INK,
+    )
+    _bars(right.subplots(), bars, chance)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.with_name(f".{path.name}.begun")
+    figure.savefig(begun, dpi=110, format="png")
+    begun.replace(path)
+
+
+def _hidden(config: ReconstructConfig) -> str:
+    return f"{config.mask_type} masks, {config.mask_ratio:.0%} hidden, raw pixels as predicted"
+
+
+def _sheet(axes: Axes, rows: Sequence[Tensor], title: str) -> None:
+    """Clips [C,T,H,W] of equal shape, one above the other, frame beside frame."""
+    gap = 2
+    lines = []
+    for clip in rows:
+        frames = clip.permute(1, 2, 3, 0).numpy()
+        frames = np.pad(frames, ((0, 0), (0, gap), (0, gap), (0, 0)), constant_values=1.0)
+        lines.append(np.concatenate(list(frames), 1))
+    picture = np.concatenate(lines, 0)
+    picture = picture.repeat(3, -1) if picture.shape[-1] == 1 else picture
+    axes.imshow(picture, interpolation="nearest")
+    height = rows[0].shape[2]
+    axes.set_yticks([height * (i + 0.5) + gap * i for i in range(3)])
+    axes.set_yticklabels(["input", "seen", "made"], fontsize=8, color=SOFT)
+    axes.set_xticks([])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_title(title, fontsize=9, color=INK, loc="left", pad=3)
+
+
+def _bars(axes: Axes, bars: Bars, chance: dict[str, float]) -> None:
+    for at, (label, scores) in enumerate(bars.items()):
+        for offset, values, colour in zip((-0.2, 0.2), scores, (PALE, DEEP), strict=True):
+            mean = float(np.mean(values))
+            axes.bar(at + offset, mean, width=0.36, color=colour)
+            axes.text(at + offset, mean + 0.015, f"{mean:.0%}", ha="center", fontsize=10, color=INK)
+            if len(values) > 1:
+                axes.plot([at + offset] * len(values), values, ".", color=INK, markersize=4)
+        axes.plot([at - 0.42, at + 0.42], [chance[label]] * 2, "--", color=SOFT, linewidth=1)
+    axes.set_xticks(range(len(bars)), list(bars), fontsize=11, color=INK)
+    axes.set_ylim(0, 1.04)
+    axes.set_yticks([])
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.bar(0, 0, color=PALE, label="random encoder")
+    axes.bar(0, 0, color=DEEP, label="pretrained encoder")
+    axes.plot([], [], "--", color=SOFT, linewidth=1, label="chance")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    axes.set_title("what a probe reads from the frozen encoder", fontsize=10, color=INK)
