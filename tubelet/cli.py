@@ -339,6 +339,23 @@ def check(args: list[str]) -> int:
     return 0 if report.ok else EXIT_ERROR
 
 
+def demo(args: list[str]) -> int:
+    """Pretrain on built-in videos and probe what was learned, in minutes: tubelet demo"""
+    from tubelet.demo import DemoConfig
+    from tubelet.demo import demo as run_demo
+
+    kind = _options(
+        "Demo",
+        DemoConfig(),
+        ("out", _help(Path, "Folder for videos, runs and results."), Path("runs/demo")),
+    )
+    job: Any = _parse(kind, args, "demo", "What is done already in --out is not done again.")
+    result = run_demo(job.out, job.config)
+    Console().print(result.table())
+    print(f"picture: {result.picture}", f"results: {result.results}", sep="\n")
+    return 0
+
+
 def toy(args: list[str]) -> int:
     """Render the built-in videos, digits that move, with their lists: tubelet toy videos/"""
     from tubelet.data.toy import Options, render
@@ -402,6 +419,7 @@ def _bar(what: str, unit: str) -> Iterator[Callable[[float, float], None] | None
 
 
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
+    "demo": demo,
     "check": check,
     "pretrain": pretrain,
     "finetune": finetune,
