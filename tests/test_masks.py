@@ -49,7 +49,7 @@ def test_a_ratio_is_not_lost_to_rounding() -> None:
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, 0.01])
 def test_a_ratio_that_hides_nothing_or_all_is_refused_with_the_range(ratio: float) -> None:
-    with pytest.raises(TubeletError, match=r"Choose mask_ratio from 0\.0625 to 0\.938"):
+    with pytest.raises(TubeletError, match=r"Choose mask_ratio from 0\.0625 to 0\.9375"):
         masks.tube(Grid(2, 4, 4), rng(), mask_ratio=ratio)
 
 

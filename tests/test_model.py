@@ -189,7 +189,7 @@ def test_initialisation_is_the_published_one() -> None:
     assert float(decoder.mask_token.detach().std()) == pytest.approx(0.0108, abs=0.002)
     assert float(decoder.project.weight.detach().abs().max()) <= 384**-0.5
     assert decoder.project.bias is None
-    classifier = Classifier(ViT(SMALL, final_norm=False), 400)
+    classifier = Classifier(ViT(SMALL, final_norm=False, init="normal"), 400)
     assert float(classifier.backbone.blocks[0].mlp.fc1.weight.detach().std()) == pytest.approx(
         0.02, abs=1e-3
     )

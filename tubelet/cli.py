@@ -131,47 +131,65 @@ def _pop(args: list[str], flag: str) -> str:
     return ""
 
 
-def _named(args: list[str], verb: str, default: Callable[[], Any]) -> tuple[Any, str]:
-    """The run that the arguments begin with or name by --from -> (run, how it was called)."""
+def _named(args: list[str], verb: str, kind: type) -> tuple[Any, str]:
+    """The run that the arguments begin with, or name by --from -> (run or None, its name).
+
+    Both are taken out of the arguments.
+    """
     from tubelet.methods.run import find, from_config
 
     repeated = _pop(args, "--from")
-    if args and not args[0].startswith("-"):
-        name = args.pop(0)
-        return find(name), f"{verb} {name}"
-    if repeated:
-        return from_config(repeated), f"{verb} --from {repeated}"
-    return default(), verb
+    name = args.pop(0) if args and not args[0].startswith("-") else ""
+    if name and repeated:
+        raise TubeletError(f"Both a run, {name}, and --from {repeated} were given: choose one.")
+    if not name and not repeated:
+        return None, verb
+    run = find(name) if name else from_config(repeated)
+    if not isinstance(run, kind):
+        other = "pretrain" if verb == "finetune" else "finetune"
+        raise TubeletError(f"{name or repeated} is a run for `tubelet {other}`.")
+    return run, f"{verb} {name}" if name else f"{verb} --from {repeated}"
 
 
 def pretrain(args: list[str]) -> int:
     """Learn from videos without labels: tubelet pretrain videomae:base_k400 --data videos/ --out runs/a"""
     from tubelet import verbs
-    from tubelet.methods.run import find
+    from tubelet.methods.run import Pretraining, find
 
-    run, called = _named(args, "pretrain", lambda: find("videomae:base_k400"))
+    run, called = _named(args, "pretrain", Pretraining)
+    run = run or find("videomae:base_k400")
     about = _about(run, "Masked pretraining. `tubelet list` shows the named runs.")
     job: Any = _parse(_job(run), args, called, about)
     out = verbs.pretrain(job.run, out=job.out, resume=job.resume)
-    print(f"done: {out}    next: tubelet finetune --weights {out} --data LABELLED --out runs/NAME")
+    _say(f"done: {out}    next: tubelet finetune --weights {out} --data LABELLED --out runs/NAME")
     return 0
 
 
 def finetune(args: list[str]) -> int:
     """Train a pretrained encoder on labels: tubelet finetune --weights runs/a --data labelled/ --out runs/b"""
     from tubelet import verbs
+    from tubelet.methods.finetune import Finetune
 
-    weights = next((args[i + 1] for i, a in enumerate(args[:-1]) if a == "--weights"), "")
-    run, called = _named(args, "finetune", lambda: verbs.finetune_from(weights))
+    run, called = _named(args, "finetune", Finetune)
     about = _about(run, "Supervised fine-tuning. `tubelet list` shows the named runs.")
-    job: Any = _parse(_job(run), args, called, about)
+    job: Any = _parse(_job(run or Finetune()), args, called, about)
+    if run is None and job.run.weights:  # once more, with the clips and the size of the weights
+        job = _parse(_job(verbs.finetune_from(job.run.weights)), args, called, about)
     out = verbs.finetune(job.run, out=job.out, resume=job.resume)
-    print(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
+    _say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
     return 0
+
+
+def _say(text: str) -> None:
+    """Prints, from the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
 
 
 def _about(run: Any, text: str) -> str:
     lines = [text]
+    if run is None:
+        return text
     if run.source:
         lines.append(f"Source: {run.source}.")
     if run.published:
@@ -216,28 +234,42 @@ def _help(kind: Any, text: str, *more: Any) -> Any:
     return Annotated[(kind, tyro.conf.arg(help=text), *more)]
 
 
+def _as_the_run(
+    args: list[str],
+    verb: str,
+    about: str,
+    options: Callable[[Any], type],
+    default: Any,
+    refine: Any,
+) -> Any:
+    """Parses twice: first to know the run, then with the defaults that its checkpoint names."""
+    from tubelet.train import checkpoint
+    from tubelet.zoo import card_of
+
+    job: Any = _parse(options(default), args, verb, about)
+    card = card_of(checkpoint.read_header(job.run), job.run)
+    return _parse(options(refine(card)), args, verb, about)
+
+
 def evaluate(args: list[str]) -> int:
     """Score a fine-tuned model by the published protocol: tubelet evaluate runs/b labelled/"""
     from tubelet import verbs
     from tubelet.tasks.evaluate import EvaluateConfig
-    from tubelet.train import checkpoint
 
-    views = EvaluateConfig()
-    if args and not args[0].startswith("-"):
-        from tubelet.zoo import card_of
+    def options(config: EvaluateConfig) -> type:
+        return _options(
+            "Evaluate",
+            config,
+            ("run", _help(str, "Run folder or checkpoint.", Given)),
+            ("data", _help(str, "Labelled folder or list.", Given)),
+            ("root", _help(str, "Joined in front of relative paths."), ""),
+            ("label_column", _help(str, "Of a csv or jsonl, where it is not called label."), ""),
+            ("split", _help(str | None, "Of a folder with splits; default: test, or val."), None),
+            ("out", _help(Path | None, "Folder for evaluation.json, scores.csv, ..."), None),
+        )
 
-        views = verbs.test_views(card_of(checkpoint.read_header(args[0]), args[0]))
-    kind = _options(
-        "Evaluate",
-        views,
-        ("run", _help(str, "Run folder or checkpoint.", Given)),
-        ("data", _help(str, "Labelled folder or list.", Given)),
-        ("root", _help(str, "Joined in front of relative paths."), ""),
-        ("label_column", _help(str, "Of a csv or jsonl, where it is not called label."), ""),
-        ("split", _help(str | None, "Of a folder with splits; default: test, or val."), None),
-        ("out", _help(Path | None, "Folder for evaluation.json, scores.csv, confusion.png."), None),
-    )
-    job: Any = _parse(kind, args, "evaluate", "Each video is decoded once for all of its views.")
+    about = "Each video is decoded once for all of its views; by default those of the run."
+    job = _as_the_run(args, "evaluate", about, options, EvaluateConfig(), verbs.test_views)
     with _bar("evaluating", "videos") as progress:
         result = verbs.evaluate(
             job.run,
@@ -248,6 +280,8 @@ def evaluate(args: list[str]) -> int:
             label_column=job.label_column,
             progress=progress,
         )
+    if os.environ.get("RANK", "0") != "0":
+        return 0
     Console().print(result.table())
     if job.out is not None:
         for path in result.write(job.out):
@@ -282,23 +316,28 @@ def reconstruct(args: list[str]) -> int:
     """Draw what a pretrained model makes of hidden parts: tubelet reconstruct runs/a video.mp4"""
     from tubelet import verbs
     from tubelet.analysis.reconstruct import ReconstructConfig
-    from tubelet.train import checkpoint
 
-    config = ReconstructConfig()
-    if args and not args[0].startswith("-"):
-        from tubelet.zoo import card_of
+    def options(config: ReconstructConfig) -> type:
+        return _options(
+            "Reconstruct",
+            config,
+            ("run", _help(str, "Run folder or checkpoint of pretraining.", Given)),
+            ("videos", _help(tuple[str, ...], "Videos.", Given)),
+            ("out", _help(Path, "Folder for the pictures."), Path("reconstructions")),
+        )
 
-        config = verbs.run_masks(card_of(checkpoint.read_header(args[0]), args[0]))
-    kind = _options(
-        "Reconstruct",
-        config,
-        ("run", _help(str, "Run folder or checkpoint of pretraining.", Given)),
-        ("videos", _help(tuple[str, ...], "Videos.", Given)),
-        ("out", _help(Path, "Folder for the pictures."), Path("reconstructions")),
-    )
-    job: Any = _parse(kind, args, "reconstruct", "Input, masked input, reconstruction.")
+    about = "Input, masked input, reconstruction; by default with the masks of the run."
+    job = _as_the_run(args, "reconstruct", about, options, ReconstructConfig(), verbs.run_masks)
+    stems = [Path(video).stem for video in job.videos]
+    same = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if same:
+        raise TubeletError(
+            f"Several videos are called {', '.join(same)}, and their pictures would overwrite one "
+            "another: draw them into different folders, with --out."
+        )
+    model, name = verbs.masked_model(job.run), Path(job.run).name
     for video in job.videos:
-        made = verbs.reconstruct(job.run, video, out=job.out, config=job.config)
+        made = verbs.reconstruct(model, video, out=job.out, config=job.config, name=name)
         print(made.strip, *([made.animation] if made.animation else []), sep="\n")
     return 0
 

@@ -49,6 +49,7 @@ class Joint(nn.Module):
         self.blocks = parts.blocks(
             shape.width, shape.depth, shape.heads, drop_path=drop_path, salt=SALT
         )
+        self.grad_checkpointing = False
         self.norm = nn.LayerNorm(shape.width, eps=parts.NORM_EPS)
         self.head = nn.Linear(shape.width, out)
         # Published: Xavier for blocks and head; cut at one deviation; `project` keeps the default.
@@ -62,8 +63,12 @@ class Joint(nn.Module):
         visible = self.project(tokens.x) + table[tokens.at]
         x = torch.cat([visible, (self.mask_token + table[asked]).to(visible.dtype)], 1)
         for block in self.blocks:
-            x = block(x, seeds)
+            x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
         return self.head(self.norm(x[:, -asked.shape[1] :]))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory, about a third more time."""
+        self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
         """The mask token, as VideoMAE."""

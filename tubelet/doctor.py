@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,9 +21,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+import tubelet
 from tubelet.data.decode import Video, available_decoders
 from tubelet.data.isolate import cpu_cores
 from tubelet.errors import TubeletError
+from tubelet.train.parallel import choose_precision
 
 State = Literal["ok", "note", "missing", "broken"]
 
@@ -85,11 +86,7 @@ def doctor() -> Report:
 
 
 def _tubelet() -> Finding:
-    try:
-        version = importlib.metadata.version("tubelet")
-    except importlib.metadata.PackageNotFoundError:
-        return Finding("tubelet", "note", "runs from a folder", "pip install -e .")
-    return Finding("tubelet", "ok", f"{version} in {Path(__file__).parent}")
+    return Finding("tubelet", "ok", f"{tubelet.__version__} in {Path(__file__).parent}")
 
 
 def _python() -> Finding:
@@ -109,7 +106,8 @@ def _torch() -> list[Finding]:
     if torch.cuda.is_available():
         for at in range(torch.cuda.device_count()):
             gpu = torch.cuda.get_device_properties(at)
-            bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: runs in float32"
+            precision = choose_precision("auto", torch.device("cuda", at))
+            bf16 = "bf16" if precision == "bf16" else "no bf16: runs in float32"
             found.append(
                 Finding(
                     f"cuda:{at}", "ok", f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}"

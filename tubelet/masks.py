@@ -5,6 +5,8 @@ True = hidden from the encoder: polarity is decided here and nowhere else.
 
 from __future__ import annotations
 
+from math import ceil, floor
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,9 +36,10 @@ def _draw(cells: int, mask_ratio: float, rng: np.random.Generator, what: str) ->
     # The published count is int(ratio * n); the small term keeps 0.29 * 100 from becoming 28.
     count = int(mask_ratio * cells + 1e-6)
     if not 0 < mask_ratio < 1 or not 0 < count < cells:
+        low, high = ceil(1e4 / cells) / 1e4, floor(1e4 - 1e4 / cells) / 1e4
         raise TubeletError(
             f"mask_ratio {mask_ratio} hides {count} of the {cells} {what}: at least one must be "
-            f"hidden and one visible. Choose mask_ratio from {1 / cells:.3g} to {1 - 1 / cells:.3g}."
+            f"hidden and one visible. Choose mask_ratio from {low} to {high}."
         )
     hidden = torch.zeros(cells, dtype=torch.bool)
     hidden[torch.from_numpy(rng.permutation(cells)[:count])] = True

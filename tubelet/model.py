@@ -58,6 +58,8 @@ class VideoModel(nn.Module):
         """
         depth = len(self.backbone.blocks)
         if isinstance(indices, int):
+            if not 0 < indices <= depth:
+                raise TubeletError(f"The last {indices} blocks were asked for, of {depth}.")
             indices = range(depth - indices, depth)
         wanted = list(range(depth)) if indices is None else list(indices)
         tokens = self._encode(clip, None, layout, layers=wanted, norm=norm)
@@ -80,7 +82,9 @@ class VideoModel(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory, about a third more time."""
-        self.backbone.set_grad_checkpointing(enable)
+        for part in self.modules():
+            if part is not self and hasattr(part, "set_grad_checkpointing"):
+                part.set_grad_checkpointing(enable)  # pyright: ignore[reportCallIssue]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that their owners exempt from weight decay."""
@@ -132,7 +136,6 @@ class MaskedModel(VideoModel):
         super().__init__()
         self.backbone = backbone
         self.branches = nn.ModuleDict({branch.name: branch for branch in branches})
-        self.backbone.apply(parts.init_xavier)
 
     def forward(
         self, clip: Tensor, masks: Masks, seeds: Tensor | None = None
@@ -192,7 +195,6 @@ class Classifier(VideoModel):
         self.fc_norm = nn.LayerNorm(backbone.dim, eps=parts.NORM_EPS)
         self.head_dropout = parts.Dropout(head_dropout, self.HEAD_SALT)
         self.init_scale = init_scale
-        self.backbone.apply(parts.init_normal)
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(num_classes)
 

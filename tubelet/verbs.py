@@ -24,7 +24,7 @@ from tubelet.data.sampling import rng_for
 from tubelet.errors import TubeletError
 from tubelet.methods.finetune import Finetune
 from tubelet.methods.run import Pretraining, Run, changed, find, to_dict
-from tubelet.model import Card, Classifier, MaskedModel
+from tubelet.model import Card, Classifier, MaskedModel, VideoModel
 from tubelet.tasks import evaluate as evaluation
 from tubelet.tasks import predict as prediction
 from tubelet.tasks.classify import Classify
@@ -68,7 +68,7 @@ def pretrain(
         dataset = _clips(
             run, videos, mask=run.draw_hidden, asked=run.draw_asked if narrows else None
         )
-        header = zoo.describe(model, Card(clip=run.clip, run=to_dict(run)))
+        header = _header(model, Card(clip=run.clip, run=to_dict(run)), videos)
         batches = functools.partial(_batches, dataset, run, derived, place, masks.pack)
         fit(Pretrain(model), batches, run.train, derived, Path(out), header, resume)
     return Path(out)
@@ -82,7 +82,8 @@ def finetune(
     `run` None: the recipe that all published fine-tuning shares, on the clips that `weights` were
     trained on. Other arguments and errors: see `pretrain`.
     """
-    run = _run(finetune_from(changes.get("weights", "")) if run is None else run, Finetune, changes)
+    weights = changes.get("weights", "")
+    run = _run(finetune_from(weights) if run is None else run, Finetune, changes)
     kind = None if run.label_kind == "auto" else run.label_kind
     data = _given(run.data, "--data")
     column = run.label_column or None
@@ -103,7 +104,7 @@ def finetune(
         mixing = _mixing(run, derived)
         task = Classify(model, kind=videos.kind, mixing=mixing, evaluate=validate)
         batches = functools.partial(_batches, _clips(run, videos), run, derived, place, None)
-        header = zoo.describe(model, card)
+        header = _header(model, card, videos)
         fit(task, batches, run.train, derived, Path(out), header, resume)
     return Path(out)
 
@@ -127,11 +128,11 @@ def _validation(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, f
 
 
 def finetune_from(weights: str | Path) -> Finetune:
-    """The shared fine-tuning recipe, with the clips that these weights were trained on."""
+    """The shared fine-tuning recipe, for the encoder and the clips of these weights."""
     if not weights:
         return Finetune()
-    _, card = zoo.encoder_of(weights)
-    return Finetune(weights=str(weights), clip=card.clip)
+    vit, card = zoo.encoder_of(weights)
+    return Finetune(weights=os.fspath(weights), clip=card.clip, encoder=vit.shape)
 
 
 def evaluate(
@@ -148,9 +149,11 @@ def evaluate(
 
     `weights`: a run's folder, a checkpoint, or a model. `config` None: the views that the run was
     made for (5x3, on Something-Something 2x3). `split` None: of a folder with splits, test or val.
+    Under torchrun each process scores a part, and all get the whole result.
     """
     model = _classifier(weights)
     card = model.card
+    config = config or test_views(card)
     if not isinstance(data, VideoList):
         kind = card.label_kind if card.label_kind in ("single", "multi", "regression") else None
         data = read_list(
@@ -158,13 +161,12 @@ def evaluate(
             root=root,
             labels_from=card.classes or None,
             kind=kind,
-            split=split or _split_of(data, "test", "val"),
+            split=split or _scored_split(data),
             column=label_column or None,
         )
         _notes(data)
-    return evaluation.evaluate(
-        model, data, card.clip, config or test_views(card), progress=progress
-    )
+    with parallel.processes(config.device):
+        return evaluation.evaluate(model, data, card.clip, config, progress=progress)
 
 
 def predict(
@@ -189,20 +191,27 @@ def reconstruct(
     *,
     out: str | Path,
     config: ReconstructConfig | None = None,
+    name: str = "",
 ) -> Reconstruction:
     """What a pretrained model makes of hidden parts; see `tubelet.analysis.reconstruct`.
 
-    `config` None: masks as in the run.
+    `config` None: masks as in the run. `name`: of the model in the picture; default: its folder's.
     """
+    model = masked_model(weights)
+    name = name or ("" if isinstance(weights, MaskedModel) else Path(weights).name)
+    config = config or run_masks(model.card)
+    return reconstruction.reconstruct(model, model.card.clip, video, out, config, name=name)
+
+
+def masked_model(weights: str | Path | MaskedModel) -> MaskedModel:
+    """A pretrained model, from its run where it is not there yet."""
     model = weights if isinstance(weights, MaskedModel) else zoo.load(weights)
     if not isinstance(model, MaskedModel):
         raise TubeletError(
             f"{weights} is a fine-tuned classifier, which has no decoder to reconstruct with: "
             "pass the pretraining run."
         )
-    name = "" if isinstance(weights, MaskedModel) else Path(weights).name
-    config = config or run_masks(model.card)
-    return reconstruction.reconstruct(model, model.card.clip, video, out, config, name=name)
+    return model
 
 
 def test_views(card: Card) -> EvaluateConfig:
@@ -232,29 +241,40 @@ def _classifier(weights: str | Path | Classifier) -> Classifier:
 def _run(run: Run | str, kind: type[R], changes: dict[str, Any]) -> R:
     found = find(run) if isinstance(run, str) else run
     if not isinstance(found, kind):
-        other = "finetune" if isinstance(found, Finetune) else "pretrain"
-        raise TubeletError(f"{run} is a run for `tubelet {other}`.")
+        verb = "finetune" if isinstance(found, Finetune) else "pretrain"
+        name = run if isinstance(run, str) else f"This {type(found).__name__}"
+        raise TubeletError(f"{name} is a run for `tubelet {verb}`.")
     return changed(found, **changes)
+
+
+def _header(model: VideoModel, card: Card, videos: VideoList) -> dict[str, Any]:
+    """What the checkpoint says; the list too, so that resuming on another one is noticed."""
+    listed = {"videos": len(videos), "fingerprint": videos.fingerprint()}
+    return {**zoo.describe(model, card), "list": listed}
 
 
 def _mixing(run: Finetune, derived: Derived) -> Mixing:
     """The run's mixing, with groups that fit into the clips of one forward."""
     mixing, clips = run.mixing, derived.micro_batch * run.num_sample
-    if not mixing.mixes or clips % mixing.group == 0:
+    if not mixing.mixes or clips % mixing.mix_group == 0:
         return mixing
-    fits = [n for n in range(2, min(clips, mixing.group) + 1, 2) if clips % n == 0]
+    # Two crops of one video must not be all of a group: mixing them would mix nothing.
+    least = 2 if run.num_sample == 1 else 2 * run.num_sample
+    most = min(clips, mixing.mix_group)
+    fits = [n for n in range(2, most + 1, 2) if clips % n == 0 and n >= least]
     if not fits:
         raise TubeletError(
-            f"Mixup and cutmix pair clips, and a forward has {clips}: pass an even --batch-size and "
-            "--micro-batch, or --prob 0 to train without mixing."
+            f"Mixup and cutmix pair clips of different videos, and a forward has {clips} clips of "
+            f"{derived.micro_batch} videos: pass an even --batch-size and --micro-batch, or "
+            "--mixup-prob 0 to train without mixing."
         )
     log.info(
         "mixing in groups of %d instead of %d: a forward has %d clips",
         fits[-1],
-        mixing.group,
+        mixing.mix_group,
         clips,
     )
-    return replace(mixing, group=fits[-1])
+    return replace(mixing, mix_group=fits[-1])
 
 
 def _given(data: str, flag: str) -> str:
@@ -269,6 +289,17 @@ def _split_of(data: Source, *wanted: str) -> str | None:
         return None
     found = splits_of(data)
     return next((split for split in wanted if split in found), None)
+
+
+def _scored_split(data: Source) -> str | None:
+    """test, or else val, of a folder of splits; one that has neither is refused."""
+    split = _split_of(data, "test", "val")
+    if split is None and _split_of(data, "train"):
+        raise TubeletError(
+            f"{data} has no test or val split to score, only train. Pass the folder of the videos to "
+            "score, or --split train."
+        )
+    return split
 
 
 def _tell(run: Run, videos: VideoList, place: parallel.Place) -> None:
@@ -327,18 +358,18 @@ def _encoder(run: Finetune) -> ViT:
     """The encoder to fine-tune: that of the weights, or a new one."""
     clip = run.clip
     if not run.weights:
-        return ViT(
-            run.encoder,
-            trained=(clip.num_frames, *clip.size),
-            in_chans=clip.in_chans,
-            drop_path=run.drop_path,
-            final_norm=False,
-        )
+        return zoo.new_encoder(run.encoder, clip, drop_path=run.drop_path)
     vit, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path)
-    if run.encoder not in (Finetune.encoder, vit.shape):
+    wrong = [
+        f"{name} {getattr(vit.shape, name)} (the run says {getattr(run.encoder, name)})"
+        for name in ("width", "depth", "heads", "mlp_ratio", "patch", "tubelet_size")
+        if getattr(vit.shape, name) != getattr(run.encoder, name)
+    ]
+    if wrong:
         raise TubeletError(
-            f"The encoder in {run.weights} is another one than asked for: it is {vit.shape}, and "
-            f"the run says {run.encoder}. Leave the --encoder options out: the weights say it."
+            f"The encoder in {run.weights} is another one than the run's: {', '.join(wrong)}. Choose "
+            "the recipe for its size, or leave out the recipe's name and the --encoder options: "
+            "then the weights say it."
         )
     if clip.in_chans != vit.in_chans:
         raise TubeletError(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
+from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.errors import TubeletError
-from tubelet.methods.run import Pretraining, find, from_dict, named_runs
+from tubelet.methods.run import Pretraining, changed, find, from_dict, named_runs, record, to_dict
 from tubelet.model import Card, Classifier, MaskedModel, VideoModel
 from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
 
-SIZES = {"small": SMALL, "base": BASE, "large": LARGE, "huge": HUGE}
+SIZES = ("small", "base", "large", "huge")
 ALIAS = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge)_patch16_(\d+)")
 
 
@@ -31,41 +31,46 @@ def create(
     name: str,
     *,
     num_classes: int = 400,
-    num_frames: int = 16,
+    num_frames: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
     drop_path_rate: float = 0.0,
     checkpoint_path: str | Path = "",
 ) -> VideoModel:
     """A new model by name, with the published initialisation; or with the weights of a file.
 
     "vit_base_patch16_224" is a `Classifier` (`num_classes=0`: pooled features),
-    "pretrain_videomae_base_patch16_224" and "videomae:base_k400" are `MaskedModel`s.
-    `img_size`: pixels, one number or (height, width); default: the name's.
+    "pretrain_videomae_base_patch16_224" and "videomae:base_k400" are `MaskedModel`s. What is left
+    out is as in the name or the run: 16 frames, its size, 3 channels. `img_size`: pixels, one
+    number or (height, width). `mean`, `std`: of each channel in [0,1]; needed for channels other
+    than RGB or grey.
     """
     match = ALIAS.fullmatch(name)
     if match is None and ":" not in name:
         raise TubeletError(
             f"There is no model {name!r}. Known: {', '.join(list_models())}; or module:run."
         )
-    size = img_size or (int(match[3]) if match else 224)
-    clip = ClipSpec(
-        num_frames=num_frames,
-        in_chans=in_chans,
+    run = find(f"videomae:{match[2]}_k400" if match else name)
+    if not isinstance(run, Pretraining):
+        raise TubeletError(f"{name} is no run for pretraining. Known: {', '.join(list_models())}.")
+    size = img_size or (int(match[3]) if match else run.clip.size)
+    clip = replace(
+        run.clip,
         size=(size, size) if isinstance(size, int) else size,
+        num_frames=num_frames or run.clip.num_frames,
+        in_chans=in_chans or run.clip.in_chans,
     )
+    shape = replace(run.encoder, mean=mean or run.encoder.mean, std=std or run.encoder.std)
     if match and match[1] == "vit":
-        model: VideoModel = _classifier(
-            SIZES[match[2]], clip, num_classes=num_classes, drop_path=drop_path_rate
-        )
+        vit = new_encoder(shape, clip, drop_path=drop_path_rate)
+        model: VideoModel = Classifier(vit, num_classes)
+        model.card = Card(clip=clip)
     else:
-        run = find(f"videomae:{match[2]}_k400" if match else name)
-        if not isinstance(run, Pretraining):
-            raise TubeletError(f"{name} is a recipe for fine-tuning: create its encoder by name.")
-        given = {f.name for f in dataclasses.fields(run)} & {"drop_path"}
-        rate = {name: drop_path_rate for name in given if drop_path_rate}
-        model = dataclasses.replace(run, clip=clip, **rate).model()
-    model.card = Card(clip=clip)
+        run = changed(run, clip=clip, encoder=shape)
+        model = (changed(run, drop_path=drop_path_rate) if drop_path_rate else run).model()
+        model.card = Card(clip=clip, run=to_dict(run))
     if checkpoint_path:
         weights = checkpoint.load_weights(Path(checkpoint_path))
         checkpoint.apply_weights(model, weights, checkpoint_path)
@@ -112,14 +117,12 @@ def describe(model: VideoModel, card: Card) -> dict[str, Any]:
     return {
         "kind": "pretraining" if isinstance(model, MaskedModel) else "classifier",
         "backbone": {
-            "shape": dataclasses.asdict(backbone.shape),
+            "shape": asdict(backbone.shape),
             "trained": list(backbone.trained),
             "in_chans": backbone.in_chans,
-            "mean": backbone.mean.flatten().tolist(),
-            "std": backbone.std.flatten().tolist(),
         },
         "outputs": model.num_classes if isinstance(model, Classifier) else 0,
-        "clip": dataclasses.asdict(card.clip),
+        "clip": asdict(card.clip),
         "classes": list(card.classes),
         "label_kind": card.label_kind,
         "run": card.run,
@@ -133,35 +136,31 @@ def card_of(header: Mapping[str, Any], path: str | Path) -> Card:
         raise TubeletError(
             f"{path} has no {' and '.join(missing)} in its header: it was not written by tubelet."
         )
-    clip = {**header["clip"], "size": tuple(header["clip"]["size"])}
     return Card(
-        clip=ClipSpec(**clip),
+        clip=record(ClipSpec, header["clip"]),
         classes=tuple(header.get("classes", ())),
         label_kind=header.get("label_kind", "unlabelled"),
         run=header.get("run", {}),
     )
 
 
-def _classifier(
-    shape: ViTShape, clip: ClipSpec, *, num_classes: int, drop_path: float
-) -> Classifier:
-    backbone = ViT(
+def new_encoder(shape: ViTShape, clip: ClipSpec, *, drop_path: float = 0.0) -> ViT:
+    """An encoder to be trained with labels from scratch, initialised as published for that."""
+    return ViT(
         shape,
         trained=(clip.num_frames, *clip.size),
         in_chans=clip.in_chans,
         drop_path=drop_path,
         final_norm=False,
+        init="normal",
     )
-    return Classifier(backbone, num_classes)
 
 
 def _vit(described: Mapping[str, Any], *, final_norm: bool, drop_path: float = 0.0) -> ViT:
     return ViT(
-        ViTShape(**described["shape"]),
+        record(ViTShape, described["shape"]),
         trained=tuple(described["trained"]),
         in_chans=described["in_chans"],
-        mean=described["mean"],
-        std=described["std"],
         drop_path=drop_path,
         final_norm=final_norm,
     )

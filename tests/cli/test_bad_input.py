@@ -8,13 +8,18 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small import TINY, TINY_DECODER, TINY_NET, write_video
+
+from tubelet.train import checkpoint
 
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 PRETRAIN = ["pretrain", "videomae:small_k400"]
@@ -99,6 +104,13 @@ CASES = [
         truncated,
     ),
     Case(
+        "a truncated video, in prediction",
+        "tubelet predict runs/fine cut/broken.mkv",
+        ["predict", "runs/fine", "cut/broken.mkv"],
+        ("broken.mkv", "cut off"),
+        truncated,
+    ),
+    Case(
         "a video shorter than the clip",
         "tubelet check short --num-frames 16 --sampling-rate 4",
         ["check", "short", "--workers", "0"],
@@ -133,7 +145,7 @@ CASES = [
             *("finetune", "--weights", "runs/pre", "--data", "labelled", "--out", "runs/new"),
             *("--encoder.depth", "5", "--steps", "2", "--batch-size", "4", "--workers", "0"),
         ],
-        ("runs/pre", "depth=2", "depth=5"),
+        ("runs/pre", "depth 2 (the run says 5)"),
     ),
     Case(
         "a file that is no checkpoint",
@@ -214,32 +226,42 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_full_disk_while_saving_keeps_the_checkpoint_before(
-    tubelet, inside: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tubelet.train import checkpoint
+# With its own test below, for the disk has to fill up at the right moment.
+FULL_DISK = Case(
+    "a full disk while saving",
+    "tubelet pretrain videomae:small_k400 --data videos --out runs/disk --save-every-steps 1",
+    pretrain("videos", "runs/disk", "--save-every-steps", "1"),
+    (),
+)
 
+
+@contextmanager
+def full_disk_at_save(number: int) -> Iterator[None]:
+    """The disk is full in the middle of that save."""
     real, calls = checkpoint.save_file, []
 
-    def full_at_the_second(tensors, path, metadata):
+    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
         calls.append(path)
-        if len(calls) == 2:
+        if len(calls) == number:
             Path(path).write_bytes(b"the first part")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(tensors, path, metadata=metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full_at_the_second)
-    code, out, err = tubelet(*pretrain("videos", "runs/full", "--save-every-steps", "1"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", save_file)
+        yield
+
+
+def test_a_full_disk_while_saving_keeps_the_checkpoint_before(tubelet, inside: Path) -> None:
+    with full_disk_at_save(2):
+        code, out, err = tubelet(*pretrain("videos", "runs/full", "--save-every-steps", "1"))
     assert code == 1
     assert "No space left on device" in err
     assert "checkpoint-000001, is whole" in err
     assert "--resume" in err
     assert "Traceback" not in out + err
-    assert sorted(p.name for p in (inside / "runs/full").iterdir() if p.is_dir()) == [
-        "checkpoint-000001"
-    ]
-    monkeypatch.undo()
-    monkeypatch.chdir(inside)
+    folders = [path.name for path in (inside / "runs/full").iterdir() if path.is_dir()]
+    assert folders == ["checkpoint-000001"]
     code, out, err = tubelet(*pretrain("videos", "runs/full", "--resume"))
     assert code == 0, err
 
@@ -251,11 +273,18 @@ def test_debug_shows_the_traceback(tubelet) -> None:
         tubelet("pretrain", "videomae:smal_k400", "--debug")
 
 
-def test_the_page_of_errors_is_true(tubelet, inside: Path) -> None:
+def test_the_page_of_errors_is_true(
+    tubelet, inside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean_world = tmp_path / "world"  # without what other tests left in it
+    for part in ("videos", "labelled", "runs/pre", "runs/fine"):
+        shutil.copytree(inside / part, clean_world / part)
+    monkeypatch.chdir(clean_world)
     page = ["# What goes wrong, and what is said about it", "", INTRODUCTION]
-    for case in CASES:
-        case.prepare(inside)
-        code, out, err = tubelet(*case.args)
+    for case in [*CASES, FULL_DISK]:
+        case.prepare(clean_world)
+        with full_disk_at_save(2) if "disk" in case.title else nullcontext():
+            code, out, err = tubelet(*case.args)
         text = out + err
         wanted = [line.rstrip() for line in clean(text).splitlines() if line.strip()]
         page += [f"## {case.title[0].upper()}{case.title[1:]}", "", "```console", f"$ {case.shown}"]
@@ -278,5 +307,7 @@ INTRODUCTION = textwrap.dedent(
 
 def clean(text: str) -> str:
     """Without what changes from machine to machine: absolute folders, sizes of free space."""
+    text = re.sub(r"[\d.]+ GB free", "N GB free", text)
+    text = re.sub(r"(?m)^step \d+/.*\n", "", text)  # the progress of training
     text = re.sub(r"'?/[^\s:']*/(?=world\d*)world\d*'?", "the working folder", text)
     return re.sub(r"[\d.]+ (frames/s|training clips/s)", r"N \1", text)

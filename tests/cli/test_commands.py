@@ -102,6 +102,88 @@ def test_several_labels_and_numbers(
     assert ("mAP" if kind == "multi" else "R2") in shown
 
 
+def test_finetuning_begins_with_the_pretrained_weights(tubelet, inside: Path) -> None:
+    options = ["--steps", "1", "--batch-size", "4", "--workers", "0", "--lr", "0", "--min-lr", "0"]
+    code, _, err = tubelet(
+        *("finetune", "--weights=runs/pre", "--data", "labelled", "--out", "runs/still", *options)
+    )
+    assert code == 0, err
+    before, after = (checkpoint.load_weights(f"runs/{name}") for name in ("pre", "still"))
+    trunk = [name for name in after if name.startswith("backbone.")]
+    assert len(trunk) > 20
+    assert all(torch.equal(before[name], after[name]) for name in trunk)
+    dropped = {n for n in before if n not in after}
+    assert {n.split(".")[0] for n in dropped} == {"branches", "backbone"}
+    assert {n for n in dropped if n.startswith("backbone.")} == {
+        "backbone.norm.weight",
+        "backbone.norm.bias",
+    }
+
+
+def test_options_may_come_before_the_run(tubelet, inside: Path) -> None:
+    code, _, err = tubelet(
+        *("finetune", "videomae:small_ssv2_finetune", "--data", "labelled", "--out", "runs/ss"),
+        *("--steps", "1", "--batch-size", "4", *TINY, *TINY_NET),
+    )
+    assert code == 0, err
+    code, _, err = tubelet(
+        *("evaluate", "--workers", "0", "--out", "runs/ss/test", "runs/ss", "labelled")
+    )
+    assert code == 0, err
+    assert json.loads(Path("runs/ss/test/evaluation.json").read_text())["views"] == "4x2x3"
+
+
+def test_a_folder_with_only_a_train_split_is_not_scored_by_accident(tubelet, inside: Path) -> None:
+    for label in ("left", "right"):
+        write_video(inside / f"only/train/{label}/0.mp4")
+    code, _, err = tubelet("evaluate", "runs/fine", "only", "--workers", "0")
+    assert code == 1
+    assert "--split train" in err
+    assert tubelet("evaluate", "runs/fine", "only", "--workers", "0", "--split", "train")[0] == 0
+
+
+def test_resuming_on_another_list_is_noticed(tubelet, inside: Path) -> None:
+    for i in range(4):
+        write_video(inside / f"growing/{i}.mp4", seed=i)
+    options = ["pretrain", "videomae:small_k400", "--data", "growing", *SIZES, "--out", "runs/grow"]
+    assert tubelet(*options, "--steps", "1")[0] == 0
+    write_video(inside / "growing/9.mp4")
+    code, _, err = tubelet(*options, "--steps", "2", "--resume")
+    assert code == 0, err
+    assert "header.list.videos: 5, was 4" in err
+
+
+def test_a_run_is_named_or_repeated_not_both(tubelet, inside: Path) -> None:
+    code, _, err = tubelet(*PRETRAIN, "--from", "runs/pre/config.json", "--out", "runs/new")
+    assert code == 1
+    assert "choose one" in err
+    code, _, err = tubelet("pretrain", "videomae:base_k400_finetune", "--out", "runs/new")
+    assert code == 1
+    assert err.strip().endswith("is a run for `tubelet finetune`.")
+    code, _, err = tubelet("pretrain", "videomae:VideoMAE", "--out", "runs/new")
+    assert code == 1
+    assert "has no run 'VideoMAE'" in err
+
+
+def test_a_run_class_of_a_users_file_can_be_loaded_again(tubelet, inside: Path) -> None:
+    Path("own_runs.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from tubelet.methods.videomae import VideoMAE\n"
+        "@dataclass(frozen=True)\n"
+        "class Mine(VideoMAE):\n"
+        "    extra: int = 3\n"
+        "run = Mine(source='ours')\n"
+    )
+    code, _, err = tubelet(
+        *("pretrain", "./own_runs.py:run", "--data", "videos", "--out", "runs/own"),
+        *SIZES,
+        *("--steps", "1"),
+    )
+    assert code == 0, err
+    model = library.load("runs/own")
+    assert model.card.run["extra"] == 3
+
+
 def test_from_scratch_with_an_encoder_of_any_size(tubelet, inside: Path) -> None:
     options = ["--steps", "1", "--batch-size", "4", *TINY, *TINY_NET]
     code, _, err = tubelet("finetune", "--data", "labelled", "--out", "runs/scratch", *options)
@@ -197,6 +279,11 @@ def test_create_by_published_names_and_by_run() -> None:
     assert isinstance(grey, MaskedModel)
     assert grey.branches["pixels"].target.width == 2 * 16 * 16
     assert "vit_huge_patch16_224" in library.list_models()
+    other = library.create("vit_small_patch16_224", in_chans=4, mean=(0.5,) * 4, std=(0.2,) * 4)
+    assert other.backbone.in_chans == 4
+    with pytest.raises(TubeletError, match="in_chans=4 has no usual statistics"):
+        library.create("vit_small_patch16_224", in_chans=4)
+    assert library.create("videomae:small_ssv2").card.clip.sampling_rate == 2
     with pytest.raises(TubeletError, match="There is no model 'resnet50'"):
         library.create("resnet50")
 

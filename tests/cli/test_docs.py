@@ -26,6 +26,7 @@ SMALL = {
     "finetune": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
     "toy": ["--train", "12", "--val", "8", "--test", "8"],
     "evaluate": ["--workers", "0"],
+    "check": ["--num-frames", "4", "--sampling-rate", "2"],
 }
 NOT_RUN = ("make", "pip", "python -m pip", "torchrun", "git", "srun", "cd", "#")
 

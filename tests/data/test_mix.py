@@ -11,8 +11,8 @@ from tubelet.data.mix import Mixing, cut_box, mix, smooth
 from tubelet.errors import TubeletError
 
 CLASSES = 5
-MIXUP = Mixing(cutmix=0, smoothing=0, group=4)
-CUTMIX = Mixing(mixup=0, smoothing=0, group=4)
+MIXUP = Mixing(cutmix=0, smoothing=0, mix_group=4)
+CUTMIX = Mixing(mixup=0, smoothing=0, mix_group=4)
 
 
 def flat_clips(count: int) -> Tensor:
@@ -78,14 +78,14 @@ def test_cut_box_has_the_area_where_it_is_not_clipped() -> None:
 
 def test_both_are_drawn_by_the_switch() -> None:
     for switch, cuts in ((0.0, 0), (1.0, 40), (0.5, 20)):
-        config = Mixing(group=2, switch_prob=switch, smoothing=0)
+        config = Mixing(mix_group=2, mixup_switch_prob=switch, smoothing=0)
         clips = [mix(flat_clips(2), labels_of(2), CLASSES, config, [s])[0] for s in range(40)]
         whole = sum(set(clip.unique().tolist()) <= {0.0, 1.0} for clip in clips)
         assert abs(whole - cuts) <= (10 if switch == 0.5 else 0)
 
 
 def test_a_group_stays_unmixed_with_the_probability() -> None:
-    config = Mixing(group=2, prob=0.5, cutmix=0, smoothing=0)
+    config = Mixing(mix_group=2, mixup_prob=0.5, cutmix=0, smoothing=0)
     same = [
         torch.equal(mix(flat_clips(2), labels_of(2), CLASSES, config, [seed])[0], flat_clips(2))
         for seed in range(60)
@@ -94,7 +94,7 @@ def test_a_group_stays_unmixed_with_the_probability() -> None:
 
 
 def test_division_into_batches_does_not_matter() -> None:
-    config = Mixing(group=4)
+    config = Mixing(mix_group=4)
     clip = torch.rand(12, 3, 2, 8, 8)
     labels, seeds = labels_of(12), [7, 8, 9]
     whole = mix(clip, labels, CLASSES, config, seeds)
@@ -130,7 +130,7 @@ def test_labels_sum_to_one_and_are_smoothed() -> None:
 
 def test_soft_labels_are_mixed_as_they_are() -> None:
     labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.5]])
-    config = Mixing(group=2, cutmix=0)
+    config = Mixing(mix_group=2, cutmix=0)
     clip, soft = mix(flat_clips(2), labels, 3, config, [4])
     kept = 1 - clip[0, 0, 0, 0, 0].item()
     assert torch.allclose(soft, labels * kept + labels.flip(0) * (1 - kept))
@@ -152,9 +152,9 @@ def test_broken_groups_are_refused(count: int, seeds: int) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"group": 3}, r"group must be even and at least 2 \(got 3\)"),
-        ({"group": 0}, "group must be even"),
-        ({"prob": 1.5}, r"prob must be within 0 to 1 \(got 1.5\)"),
+        ({"mix_group": 3}, r"mix_group must be even and at least 2 \(got 3\)"),
+        ({"mix_group": 0}, "mix_group must be even"),
+        ({"mixup_prob": 1.5}, r"mixup_prob must be within 0 to 1 \(got 1.5\)"),
         ({"mixup": -1.0}, r"mixup must not be negative \(got -1.0\)"),
     ],
 )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tubelet.backbones.vit import ViTShape
+from tubelet.backbones.vit import BASE, HUGE, LARGE, ViTShape
+from tubelet.backbones.vit import SMALL as SMALL_VIT
 from tubelet.errors import TubeletError
 from tubelet.masks import pack
 from tubelet.methods import videomae
@@ -71,6 +72,8 @@ def test_finetuning_recipes_have_the_published_values(name: str) -> None:
     assert (run.train.layer_decay, run.drop_path, run.head_dropout) == (decay, path, dropout)
     assert (run.num_sample, run.augment.flip) == (sample, flip)
     assert (run.test_num_segment, run.test_num_crop) == views
+    size = {"small": SMALL_VIT, "base": BASE, "large": LARGE, "huge": HUGE}[name.split("_")[0]]
+    assert run.encoder == size
     assert run.clip.sampling == ("uniform" if "ssv2" in name else "dense")
     assert (run.mixing.mixup, run.mixing.cutmix, run.mixing.smoothing) == (0.8, 1.0, 0.1)
     assert (run.augment.auto_augment, run.augment.reprob) == ("rand-m7-n4-mstd0.5-inc1", 0.25)
@@ -141,7 +144,9 @@ def test_changed_finds_the_field_in_clip_and_train() -> None:
     run = changed(SMALL, epochs=3, num_frames=8, mask_ratio=0.5)
     assert (run.train.epochs, run.clip.num_frames, run.mask_ratio) == (3, 8, 0.5)
     assert run.clip.size == (32, 32)
-    with pytest.raises(TubeletError, match="VideoMAE has no field 'mask_ration'"):
+    assert changed(Finetune(), mixup=0.0, data=Path("videos")).mixing.mixup == 0.0
+    assert changed(Finetune(), data=Path("videos")).data == "videos"
+    with pytest.raises(TubeletError, match=r"no field 'mask_ration'\. Did you mean 'mask_ratio'"):
         changed(SMALL, mask_ration=0.5)
 
 

@@ -44,13 +44,13 @@ def vit(config: dict[str, Any], **options: Any) -> ViT:
         config["patch_size"],
         config["tubelet_size"],
         position=KINDS[config["pos_embed"]],  # pyright: ignore[reportArgumentType]
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
     )
     return ViT(
         shape,
         trained=(config["num_frames"], config["img_size"], config["img_size"]),
         in_chans=config["in_chans"],
-        mean=config["mean"],
-        std=config["std"],
         **options,
     )
 

@@ -47,7 +47,7 @@ def test_cross_entropy_and_accuracy(classifier: Classifier) -> None:
 
 
 def test_mixed_labels_share_the_loss(classifier: Classifier) -> None:
-    mixing = Mixing(group=4)
+    mixing = Mixing(mix_group=4)
     batch = make_batch(torch.tensor([0, 1, 2, 2, 1, 0, 0, 1]))
     assert batch.labels is not None
     task = Classify(classifier.eval(), mixing=mixing)
@@ -61,7 +61,7 @@ def test_mixed_labels_share_the_loss(classifier: Classifier) -> None:
 
 def test_mixing_does_not_depend_on_micro_batches(classifier: Classifier) -> None:
     batch = make_batch(torch.tensor([0, 1, 2, 2, 1, 0, 0, 1]))
-    task = Classify(classifier.eval(), mixing=Mixing(group=4))
+    task = Classify(classifier.eval(), mixing=Mixing(mix_group=4))
     whole = task(batch)["loss"][0]
     halves = [task(part(batch, slice(at, at + 4)))["loss"][0] for at in (0, 4)]
     assert torch.allclose(whole, halves[0] + halves[1], rtol=1e-5)
@@ -71,7 +71,7 @@ def test_mixing_does_not_depend_on_micro_batches(classifier: Classifier) -> None
 def test_seeds_read_before_the_copy_to_the_device_are_those_of_this_batch(
     classifier: Classifier,
 ) -> None:
-    task = Classify(classifier.eval(), mixing=Mixing(group=4))
+    task = Classify(classifier.eval(), mixing=Mixing(mix_group=4))
     first, second = (make_batch(torch.tensor([0, 1, 2, 2])) for _ in range(2))
     second.seeds += 17
     alone = task(first)["loss"][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 NORM_EPS = 1e-6  # every published model of this family states it
 
@@ -136,6 +137,13 @@ def blocks(
     return nn.ModuleList(
         Block(dim, heads, mlp_ratio, rate, salt + i) for i, rate in enumerate(rates)
     )
+
+
+def run_block(block: nn.Module, x: Tensor, seeds: Tensor | None, *, recompute: bool) -> Tensor:
+    """The block's output; with `recompute` its inside is computed again in the backward pass."""
+    if recompute and block.training and torch.is_grad_enabled():
+        return checkpoint(block, x, seeds, use_reentrant=False)
+    return block(x, seeds)
 
 
 def init_xavier(module: nn.Module) -> None:

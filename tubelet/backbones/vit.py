@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tubelet.backbones import layers as parts
 from tubelet.backbones.positions import PositionKind, PositionMode, Positions
@@ -31,6 +31,8 @@ class ViTShape:
     tubelet_size: int = 2  # frames
     position: PositionKind = "sinusoid_1d"
     positions: PositionMode = "interpolate"  # at another size than the trained one
+    mean: tuple[float, ...] = ()  # of each channel in [0,1]; (): ImageNet's
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -65,9 +67,10 @@ class ViT(nn.Module):
     """Pre-norm ViT on tubelets; hidden tokens are dropped before the first block (MAE family).
 
     `trained`: (frames, height, width) of the clips its positions were made for. It takes any
-    other size that its patch divides (see `Positions`). `in_chans` other than 3 needs `mean` and
-    `std` of that length. `final_norm=False` leaves the last LayerNorm out (fine-tuning: the
-    classifier has one after pooling).
+    other size that its patch divides (see `Positions`). `in_chans` other than 1 and 3 needs `mean`
+    and `std` of that length in the shape. `final_norm=False` leaves the last LayerNorm out
+    (fine-tuning: the classifier has one after pooling). `init`: "xavier" as published for
+    pretraining, "normal" as for fine-tuning.
     """
 
     mean: Tensor
@@ -79,10 +82,9 @@ class ViT(nn.Module):
         *,
         trained: tuple[int, int, int] = (16, 224, 224),
         in_chans: int = 3,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
         drop_path: float = 0.0,
         final_norm: bool = True,
+        init: Literal["xavier", "normal"] = "xavier",
     ):
         super().__init__()
         self.shape = shape
@@ -92,7 +94,7 @@ class ViT(nn.Module):
         self.dim = shape.width
         self.in_chans = in_chans
         self.grad_checkpointing = False
-        mean, std = _statistics(in_chans, mean, std)
+        mean, std = _statistics(in_chans, shape.mean, shape.std)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
         self.patch_embed = PatchEmbed(self.patch, in_chans, self.dim)
@@ -101,6 +103,7 @@ class ViT(nn.Module):
         self.norm: nn.Module = (
             nn.LayerNorm(self.dim, eps=parts.NORM_EPS) if final_norm else nn.Identity()
         )
+        self.apply(parts.init_xavier if init == "xavier" else parts.init_normal)
 
     def grid_for(self, frames: int, height: int, width: int) -> Grid:
         """The token grid of a clip of this size; an error where the patch does not divide it."""
@@ -135,7 +138,7 @@ class ViT(nn.Module):
         outputs, kept = [], _depths(layers, len(self.blocks))
         seeds = None if seeds is None else per_mask(seeds, k)
         for i, block in enumerate(self.blocks[: max(kept, default=len(self.blocks) - 1) + 1]):
-            x = self._run(block, x, seeds)
+            x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
             if i in kept:
                 outputs.append(self.norm(x) if norm else x)
         by_depth = dict(zip(sorted(set(kept)), outputs, strict=True))
@@ -146,11 +149,6 @@ class ViT(nn.Module):
             grid=grid,
             layers=tuple(by_depth[i] for i in kept),
         )
-
-    def _run(self, block: nn.Module, x: Tensor, seeds: Tensor | None) -> Tensor:
-        if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, seeds, use_reentrant=False, preserve_rng_state=True)
-        return block(x, seeds)
 
     def _check(self, clip: Tensor) -> None:
         if clip.dim() != 5 or clip.shape[1] != self.in_chans:
@@ -202,17 +200,18 @@ def _depths(layers: Sequence[int] | None, depth: int) -> list[int]:
 
 
 def _statistics(
-    in_chans: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[Sequence[float], Sequence[float]]:
+    in_chans: int, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation per channel; ImageNet's for RGB, their average for grey."""
-    if mean is None or std is None:
+    if not mean or not std:
         if in_chans == 3:
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         elif in_chans == 1:
             mean, std = (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
         else:
             raise TubeletError(
-                f"in_chans={in_chans} has no usual statistics: give mean and std, one value a channel."
+                f"in_chans={in_chans} has no usual statistics: give ViTShape(mean=..., std=...), one "
+                "value a channel."
             )
     if len(mean) != in_chans or len(std) != in_chans:
         raise TubeletError(f"mean {mean} and std {std} must have {in_chans} values (in_chans).")

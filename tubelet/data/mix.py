@@ -24,24 +24,24 @@ _STREAM = 0x6D6978  # keeps these draws apart from those of the sample with the 
 class Mixing:
     """How clips are mixed; as published for fine-tuning (arXiv 2203.12602).
 
-    `mixup`, `cutmix`: the parameter of Beta(a, a), 0 for never. `group`: how many consecutive
+    `mixup`, `cutmix`: the parameter of Beta(a, a), 0 for never. `mix_group`: how many consecutive
     samples share one draw; published is the whole batch of a process, which makes the result
     depend on the number of processes.
     """
 
     mixup: float = 0.8
     cutmix: float = 1.0
-    prob: float = 1.0  # of mixing a group at all
-    switch_prob: float = 0.5  # of cutmix, where both are on
+    mixup_prob: float = 1.0  # of mixing a group at all
+    mixup_switch_prob: float = 0.5  # of cutmix, where both are on
     smoothing: float = 0.1  # of labels, mixed or not
-    group: int = 8
+    mix_group: int = 8
 
     def __post_init__(self) -> None:
         wrong = [
             f"{name} must be within 0 to 1 (got {value})"
             for name, value in (
-                ("prob", self.prob),
-                ("switch_prob", self.switch_prob),
+                ("mixup_prob", self.mixup_prob),
+                ("mixup_switch_prob", self.mixup_switch_prob),
                 ("smoothing", self.smoothing),
             )
             if not 0 <= value <= 1
@@ -51,15 +51,15 @@ class Mixing:
             for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix))
             if value < 0
         ]
-        if self.group < 2 or self.group % 2:
-            wrong.append(f"group must be even and at least 2 (got {self.group})")
+        if self.mix_group < 2 or self.mix_group % 2:
+            wrong.append(f"mix_group must be even and at least 2 (got {self.mix_group})")
         if wrong:
             raise TubeletError(f"This mixing cannot be: {'; '.join(wrong)}.")
 
     @property
     def mixes(self) -> bool:
         """Whether any clip is ever mixed; if not, only labels are smoothed."""
-        return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0)
+        return self.mixup_prob > 0 and (self.mixup > 0 or self.cutmix > 0)
 
 
 def smooth(labels: Tensor, classes: int, smoothing: float) -> Tensor:
@@ -71,7 +71,7 @@ def mix(
     clip: Tensor, labels: Tensor, classes: int, config: Mixing, seeds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """clip uint8 or float [B,C,T,H,W], labels int64 [B], a seed for each group of
-    `config.group` clips -> clip of the same dtype, labels float32 [B,classes].
+    `config.mix_group` clips -> clip of the same dtype, labels float32 [B,classes].
 
     Clip i of a group of g meets clip g-1-i (mixup: Zhang et al., 1710.09412; cutmix: Yun et al.,
     1905.04899). The box of cutmix lies in height and width and is the same in all frames, and its
@@ -81,7 +81,7 @@ def mix(
     soft = smooth(labels, classes, config.smoothing) if labels.dim() == 1 else labels.float()
     if not config.mixes:
         return clip, soft
-    size = config.group
+    size = config.mix_group
     if len(clip) % size or len(seeds) * size != len(clip):
         raise TubeletError(
             f"Mixing works on whole groups of {size} consecutive clips with a seed each, and got "
@@ -98,9 +98,9 @@ def mix(
 
 def _mix_group(x: Tensor, config: Mixing, rng: np.random.Generator) -> float:
     """Mixes a group [g,C,T,H,W] in place -> the share that each clip keeps of itself."""
-    if rng.random() >= config.prob:
+    if rng.random() >= config.mixup_prob:
         return 1.0
-    cut = config.cutmix > 0 and (config.mixup == 0 or rng.random() < config.switch_prob)
+    cut = config.cutmix > 0 and (config.mixup == 0 or rng.random() < config.mixup_switch_prob)
     alpha = config.cutmix if cut else config.mixup
     kept = float(rng.beta(alpha, alpha))
     if not cut:

@@ -22,6 +22,7 @@ TRAIN = TrainConfig(
     warmup_epochs=5,
     betas=(0.9, 0.999),
     layer_decay=0.75,
+    eval_every_epochs=1,
 )
 
 
@@ -32,7 +33,7 @@ class Finetune(Run):
     weights: str = ""
     """Pretrained encoder: a run folder or checkpoint. Empty trains from scratch."""
     val: str = ""
-    """Labelled videos for validation after each epoch (one centred clip each)."""
+    """Labelled videos that are scored after each epoch, on one centred clip each."""
     label_kind: Literal["auto", "single", "multi", "regression"] = "auto"
     """auto: as the list shows; several labels a clip: multi."""
     label_column: str = ""
@@ -40,7 +41,7 @@ class Finetune(Run):
     augment: Augment = transforms.FINETUNE
     train: Annotated[TrainConfig, Flat] = TRAIN
     encoder: ViTShape = BASE
-    """Size of the encoder when training from scratch; with `weights`, theirs is taken."""
+    """Size of the encoder; `weights` must be of the same."""
     drop_path: float = 0.1
     head_dropout: float = 0.0
     init_scale: float = 0.001

@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import json
+import os
 import sys
 import types
 import typing
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ from tubelet.model import MaskedModel
 from tubelet.shapes import ClipSpec, Grid, Patch
 from tubelet.train.config import TrainConfig
 
+R = TypeVar("R", bound="Run")
+Record = TypeVar("Record")
 Flat = tyro.conf.arg(name="")  # flags without the field's name in front
 
 
@@ -95,16 +99,23 @@ class Pretraining(Run, ABC):
 
 
 def to_dict(run: Run) -> dict[str, Any]:
-    """A run as plain JSON values, with its type's name."""
+    """A run as plain JSON values, with its type's name, and its file where that is a user's."""
     cls = type(run)
-    return {"type": f"{cls.__module__}:{cls.__qualname__}", **dataclasses.asdict(run)}
+    values: dict[str, Any] = {"type": f"{cls.__module__}:{cls.__qualname__}", **asdict(run)}
+    if not cls.__module__.startswith("tubelet."):
+        values["file"] = inspect.getfile(cls)
+    return values
 
 
 def from_dict(values: dict[str, Any]) -> Run:
     """The inverse of `to_dict`; a name that the run does not have is an error."""
     values = dict(values)
-    cls = find(values.pop("type", "tubelet.methods.run:Run"))
-    return _build(cls, values, cls.__name__)
+    module, _, name = values.pop("type", "tubelet.methods.run:Run").rpartition(":")
+    module = values.pop("file", module)
+    cls = getattr(_module(module), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Run)):
+        raise TubeletError(f"{module} has no class of runs {name!r}, which this was made with.")
+    return record(cls, values, name)
 
 
 def from_config(path: str | Path) -> Run:
@@ -120,9 +131,11 @@ def from_config(path: str | Path) -> Run:
     return from_dict(values)
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+def record(cls: type[Record], values: dict[str, Any], where: str = "") -> Record:
+    """A dataclass from JSON values, with the records and tuples in it; unknown names are errors."""
+    where = where or cls.__name__
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
+    names = [f.name for f in fields(typing.cast(Any, cls))]
     for name in values:
         if name not in names:
             near = difflib.get_close_matches(name, names, 1)
@@ -142,14 +155,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     )
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return _build(typing.cast(type, option), value, where)
+            return record(typing.cast(type, option), value, where)
         if typing.get_origin(option) is tuple and isinstance(value, list):
             return tuple(value)
     return value
 
 
-def find(name: str) -> Any:
-    """`module:attribute` -> the object: a run or a class of runs.
+def find(name: str) -> Run:
+    """`module:attribute` -> the run.
 
     The module is looked up in `tubelet.methods` (`videomae:base_k400`), is a full module name, or
     is a file of the user's (`./mine.py:run3`).
@@ -161,14 +174,15 @@ def find(name: str) -> Any:
             f"your own; got {name!r}. `tubelet list` shows the named runs."
         )
     module = _module(module_name)
-    if not hasattr(module, attribute):
+    run = getattr(module, attribute, None)
+    if not isinstance(run, Run):
         known = [n for n, v in vars(module).items() if isinstance(v, Run)]
         near = difflib.get_close_matches(attribute, known, 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise TubeletError(
             f"{module_name} has no run {attribute!r}.{hint} It has: {', '.join(known) or 'none'}."
         )
-    return getattr(module, attribute)
+    return run
 
 
 def _module(name: str) -> types.ModuleType:
@@ -178,7 +192,13 @@ def _module(name: str) -> types.ModuleType:
             raise TubeletError(f"There is no file {name} to take a run from.")
         # On the path, so that loading workers can import it by name too.
         sys.path.insert(0, str(path.parent.resolve()))
-        return importlib.import_module(path.stem)
+        module = importlib.import_module(path.stem)
+        if Path(module.__file__ or "").resolve() != path.resolve():
+            raise TubeletError(
+                f"{name} cannot be imported: there is another module {path.stem!r} "
+                f"({module.__file__}). Give your file another name."
+            )
+        return module
     full = name if "." in name else f"tubelet.methods.{name}"
     try:
         return importlib.import_module(full)
@@ -203,27 +223,23 @@ def named_runs() -> dict[str, Run]:
     }
 
 
-def changed(run: Run, **values: Any) -> Any:
-    """A copy of the run with fields replaced; those of `clip` and `train` by their own names."""
-    nested: dict[str, dict[str, Any]] = {"clip": {}, "train": {}}
-    own = {f.name for f in dataclasses.fields(run)}
-    plain: dict[str, Any] = {}
+def changed(run: R, **values: Any) -> R:
+    """A copy with fields replaced; those of `clip`, `train` and `mixing` by their own names."""
+    own = {f.name for f in fields(run)}
+    nested = {part: getattr(run, part) for part in ("clip", "train", "mixing") if part in own}
+    homes = {f.name: part for part, record in nested.items() for f in fields(record)}
+    inner: dict[str, dict[str, Any]] = {}
+    outer: dict[str, Any] = {}
     for name, value in values.items():
-        home = next(
-            (
-                part
-                for part in nested
-                if name in {f.name for f in dataclasses.fields(getattr(run, part))}
-            ),
-            None,
-        )
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
         if name in own:
-            plain[name] = value
-        elif home:
-            nested[home][name] = value
+            outer[name] = value
+        elif name in homes:
+            inner.setdefault(homes[name], {})[name] = value
         else:
-            raise TubeletError(f"{type(run).__name__} has no field {name!r}.")
-    for part, fields in nested.items():
-        if fields:
-            plain[part] = dataclasses.replace(plain.get(part, getattr(run, part)), **fields)
-    return dataclasses.replace(run, **plain)
+            near = difflib.get_close_matches(name, [*own, *homes], 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TubeletError(f"{type(run).__name__} has no field {name!r}.{hint}")
+    for part, changes in inner.items():
+        outer[part] = replace(outer.get(part, nested[part]), **changes)
+    return replace(run, **outer)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tubelet import masks
-from tubelet.backbones.vit import HUGE, LARGE, SMALL, ViT
+from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT
 from tubelet.data import transforms
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
@@ -145,7 +145,7 @@ base_hmdb51 = changed(
 
 FINETUNE = "published script"
 small_k400_finetune = changed(
-    Finetune(source=FINETUNE, published="K400 79.0/93.8 (16x5x3)"),
+    Finetune(encoder=SMALL, source=FINETUNE, published="K400 79.0/93.8 (16x5x3)"),
     epochs=150,
     batch_size=384,
     num_sample=2,
@@ -153,6 +153,7 @@ small_k400_finetune = changed(
 )
 base_k400_finetune = changed(
     small_k400_finetune,
+    encoder=BASE,
     epochs=100,
     batch_size=512,
     num_sample=1,
@@ -160,10 +161,14 @@ base_k400_finetune = changed(
     published="K400 80.0/94.4 (16x5x3), from base_k400",
 )
 base_k400_1600_finetune = changed(
-    small_k400_finetune, epochs=75, published="K400 81.5/95.1 (16x5x3), from base_k400_1600"
+    small_k400_finetune,
+    encoder=BASE,
+    epochs=75,
+    published="K400 81.5/95.1 (16x5x3), from base_k400_1600",
 )
 large_k400_finetune = changed(
     small_k400_finetune,
+    encoder=LARGE,
     epochs=35,
     batch_size=128,
     lr=2e-3,
@@ -172,6 +177,7 @@ large_k400_finetune = changed(
 )
 huge_k400_finetune = changed(
     small_k400_finetune,
+    encoder=HUGE,
     epochs=50,
     batch_size=512,
     lr=1e-3,
@@ -204,12 +210,14 @@ base_ssv2_finetune = changed(
 )
 base_ssv2_2400_finetune = changed(
     small_k400_finetune,
+    encoder=BASE,
     **SSV2,
     epochs=30,
     published="SSv2 70.8/92.4 (16x2x3), from base_ssv2_2400",
 )
 base_ucf101_finetune = changed(
     small_k400_finetune,
+    encoder=BASE,
     epochs=100,
     batch_size=128,
     min_lr=1e-5,

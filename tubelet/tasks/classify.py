@@ -78,7 +78,7 @@ class Classify:
 
     def _group_seeds(self, batch: Batch) -> list[int]:
         """The seed of the first clip of each group that is mixed."""
-        return [] if self.mixing is None else batch.seeds[:: self.mixing.group].tolist()
+        return [] if self.mixing is None else batch.seeds[:: self.mixing.mix_group].tolist()
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """[B,outputs], labels -> float32 [B]."""

@@ -114,7 +114,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
     if "tubelet" not in metadata:
         raise TubeletError(
             f"{path} was not written by tubelet: its metadata lacks the key 'tubelet'. Weights in "
-            "a published layout are converted first; see `tubelet convert --help`."
+            "another layout are renamed first: tubelet.interop has tables for it."
         )
     header = json.loads(metadata["tubelet"])
     if header["format"] > FORMAT:
