@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -442,7 +442,7 @@ def _write_json(path: Path | None, text: str) -> None:
 
 
 @contextmanager
-def _bar(what: str, unit: str) -> Iterator[Callable[[float, float], None] | None]:
+def _bar(what: str, unit: str) -> Generator[Callable[[float, float], None] | None, None, None]:
     """A progress bar on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

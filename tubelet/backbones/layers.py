@@ -150,7 +150,7 @@ def init_xavier(module: nn.Module) -> None:
     """Linear: Xavier uniform, bias 0 (pretraining: arXiv 2203.12602's networks, as MAE)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             nn.init.zeros_(module.bias)
 
 
@@ -158,5 +158,5 @@ def init_normal(module: nn.Module) -> None:
     """Linear: normal of deviation 0.02, bias 0 (fine-tuning)."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
+        if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             nn.init.zeros_(module.bias)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from tubelet.data.listfiles import Bad, Row, Value, refuse
 from tubelet.errors import TubeletError
@@ -97,7 +97,7 @@ def _check_one(rows: Sequence[Row], source: str, unit: str) -> None:
     refuse(source, bad, len(rows), advice, unit)
 
 
-def _numbers(rows: Sequence[Row], source: str, unit: str) -> list:
+def _numbers(rows: Sequence[Row], source: str, unit: str) -> list[Any]:
     width = len(rows[0].label or ())
     bad = []
     for row in rows:

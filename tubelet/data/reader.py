@@ -145,13 +145,13 @@ class Reader:
             raise DecodeError(self.path, f"it has no video stream (only: {', '.join(kinds)}).")
         best = self._container.streams.best("video")
         chosen = best if isinstance(best, VideoStream) and best in streams else streams[0]
-        if chosen.codec_context is None:
+        if chosen.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]
             raise DecodeError(self.path, "PyAV has no decoder for its video codec.")
         return chosen
 
     def _rewind(self) -> None:
         """The state of a decoder that has been given nothing yet."""
-        self._packets: Iterator[Packet] = self._container.demux(self._stream)
+        self._packets: Iterator[Packet[Any]] = self._container.demux(self._stream)
         self._ready: deque[tuple[int, VideoFrame]] = deque()  # put out, not yet looked at
         self._at = 0  # the place of the next packet
         self._begin = 0  # packets before this place are not decoded
@@ -316,7 +316,7 @@ class Reader:
                 context.skip_frame = "NONREF" if skip else "DEFAULT"
             self._at += 1
         try:
-            frames = cast(list[VideoFrame], context.decode(packet if packet.size else None))
+            frames = context.decode(packet if packet.size else None)
         except FFmpegError as error:
             self._error = f" ({say(error)})"
             return []

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -168,7 +168,7 @@ def tidy(out: Path) -> None:
 
 
 @contextmanager
-def writing(what: str, out: Path) -> Iterator[None]:
+def writing(what: str, out: Path) -> Generator[None, None, None]:
     """Failures to write within the block become one TubeletError that says what is left."""
     try:
         yield
@@ -198,7 +198,7 @@ def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Generator[None, None, None]:
     try:
         yield
     except (OSError, EOFError, RuntimeError, SafetensorError, KeyError, ValueError) as error:

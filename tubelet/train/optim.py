@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -114,7 +114,7 @@ class Updater:
         """
         exact = self.place.exact
         grads = [local(p.grad) for p in self.named.values() if p.grad is not None]
-        norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+        norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         square = torch.stack(norms).to(exact).square().sum()
         total = torch.stack([loss.to(exact), torch.full_like(square, weight), square])
         loss, divisor, square = sum_over_processes(total).unbind()
@@ -123,7 +123,7 @@ class Updater:
         skipped = ~torch.isfinite(loss + norm)
         if self.clip_grad is not None:
             scale = scale * (self.clip_grad / (norm + 1e-6)).clamp(max=1)
-        torch._foreach_mul_(grads, scale.float())  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(grads, scale.float())  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         self.optimizer.found_inf = skipped.float()  # pyright: ignore[reportAttributeAccessIssue]
@@ -167,12 +167,12 @@ class Averaged:
         share = (~skipped).float() * (1 - self.decay)
         weights = [local(p) for p in self.named.values()]
         average = [local(a) for a in self.average.values()]
-        torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             average, weights, [share] * len(weights)
         )
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def in_place(self) -> Generator[None, None, None]:
         """The model computes with the average for the time of the block."""
         self._swap()
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -41,7 +41,7 @@ class Place:
 
 
 @contextmanager
-def processes(device: str = "auto") -> Iterator[Place]:
+def processes(device: str = "auto") -> Generator[Place, None, None]:
     """Joins the processes that `torchrun` started, for the time of the block; one needs none."""
     started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if started:
@@ -73,7 +73,7 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
+        if device.type == "cuda" and ":" not in name:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
