@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/demo
+SHORT := --steps 20 --train 640 --labelled 320 --val 80 --test 160
 
 .PHONY: setup demo test test-slow check format wheel clean
 
@@ -32,11 +33,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheel: $(READY)  ## dist/*.whl, tried in an environment of its own
+wheel: $(READY)  ## dist/*.whl, tried in an environment of its own with a short demo
+	rm -rf dist build
 	$(BIN)/python -m build --wheel --outdir dist
-	rm -rf build/wheel-env && $(PYTHON) -m venv build/wheel-env
-	build/wheel-env/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls -t dist/*.whl | head -1)[demo]"
-	cd build && wheel-env/bin/tubelet doctor
+	$(PYTHON) -m venv build/env
+	build/env/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls dist/*.whl)[demo]"
+	cd build && env/bin/tubelet doctor
+	cd build && env/bin/tubelet demo --out demo $(SHORT)
 
 clean:
 	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache .coverage
