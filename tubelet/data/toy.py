@@ -50,12 +50,12 @@ SHARES = {"train": (0.0, 0.7), "val": (0.7, 0.8), "test": (0.8, 1.0)}  # of each
 Level = Literal["easy", "middle", "hard"]
 
 DIGIT = 0.6  # side of the digit's 8x8 image, as a share of the frame's shorter side
-PATH = 0.25  # way of a digit that goes left, right, up or down, as a share of the same
+PATH = 0.16  # way of a digit that goes left, right, up or down, as a share of the same
 STRAY = 0.125  # a clip's centre lies at most so far from the frame's, as a share
-TURN = 70.0  # degrees of a turn: little enough for a 6 not to become a 9
-GROWTH = 1.6  # last size of a growing digit by its first
+TURN = 45.0  # degrees of a turn: little enough for a 6 not to become a 9
+GROWTH = 1.35  # last size of a growing digit by its first
 CELL = 0.25  # side of a cell of the background's texture, as a share
-TINT = 0.1  # at most so far a colour is from grey, as a share of the range
+TINT = 0.06  # at most so far a colour is from grey, as a share of the range
 CRF, PRESET = "10", "veryfast"  # of x264: low enough for the noise to survive
 CHUNK = 32  # clips that a process renders between two reports
 FORMAT = 1  # of the recorded options; clips of another one are not the same
@@ -75,8 +75,8 @@ class Difficulty:
 # Found by trial; docs/toy.md has the numbers.
 DIFFICULTIES: dict[str, Difficulty] = {
     "easy": Difficulty(contrast=0.5, texture=0.06, grain=0.03, drift=0.0, noise=0.0),
-    "middle": Difficulty(contrast=0.35, texture=0.12, grain=0.06, drift=0.22, noise=0.12),
-    "hard": Difficulty(contrast=0.0, texture=0.16, grain=0.16, drift=0.5, noise=0.12),
+    "middle": Difficulty(contrast=0.35, texture=0.12, grain=0.06, drift=0.44, noise=0.18),
+    "hard": Difficulty(contrast=0.0, texture=0.16, grain=0.16, drift=0.8, noise=0.18),
 }
 
 
@@ -168,19 +168,24 @@ def clip(options: Options, split: str, index: int) -> np.ndarray:
     return frames[::-1] if how % 2 else frames
 
 
-def paint(digit: np.ndarray, motion: int, options: Options, rng: np.random.Generator) -> np.ndarray:
-    """digit float32 [8,8] -> uint8 [T,H,W,3]. `motion` 0: left, 1: up, 2: clockwise, 3: growing.
+def courses(motion: int, frames: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """-> place to the right, place down, angle and growth in each frame: four of float32 [T].
 
-    Place, angle and size have the same distribution over a clip's frames for all motions: the one
-    that moves goes through its whole range in equal steps, the others stay at a random step of
-    theirs. So one frame, its number unknown, tells nothing about the motion.
+    They have the same distribution over a clip's frames for all motions: the one that moves goes
+    through its whole range from -0.5 to 0.5 (or back) in equal steps, and the others stay at a
+    random one of these steps. So one frame, its number unknown, tells nothing about the motion.
     """
+    steps = np.linspace(-0.5, 0.5, frames, dtype=np.float32)
+    found = tuple(np.full_like(steps, steps[i]) for i in rng.integers(frames, size=4))
+    found[motion][:] = -steps if motion < 2 else steps
+    return found
+
+
+def paint(digit: np.ndarray, motion: int, options: Options, rng: np.random.Generator) -> np.ndarray:
+    """digit float32 [8,8] -> uint8 [T,H,W,3]. `motion` 0: left, 1: up, 2: clockwise, 3: growing."""
     how, (height, width) = difficulty(options.difficulty), options.size
     side = min(options.size)
-    steps = np.linspace(-0.5, 0.5, options.frames, dtype=np.float32)
-    x, y, turn, growth = (np.full_like(steps, steps[i]) for i in rng.integers(len(steps), size=4))
-    going = (x, y, turn, growth)[motion]
-    going[:] = -steps if motion < 2 else steps
+    x, y, turn, growth = courses(motion, options.frames, rng)
     stray_x, stray_y = rng.uniform(-STRAY, STRAY, 2).astype(np.float32)
     grid = _into_digit(
         options,
@@ -264,8 +269,10 @@ def encode(frames: np.ndarray, path: Path, fps: float) -> None:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            # One thread: more of them make other bytes.
+            # One thread, as more of them make other bytes. And without mbtree, which in frames as
+            # small as these reads what nobody wrote: one file in twenty came out different.
             stream.options = {"crf": CRF, "preset": PRESET, "threads": "1"}
+            stream.options |= {"x264-params": "mbtree=0"}
             for frame in frames:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 container.mux(stream.encode(picture))
