@@ -57,14 +57,14 @@ RUN = VideoMAE(
     normalise_target=False,
     clip=ClipSpec(num_frames=8, sampling="dense", sampling_rate=1, size=(32, 32)),
     train=TrainConfig(
-        steps=1800,
+        steps=1200,
         epochs=100,
         warmup_epochs=5,
         batch_size=64,
         micro_batch=64,
         lr=8e-3,
         min_lr=8e-5,
-        save_every_steps=300,
+        save_every_steps=400,
         keep_checkpoints=1,
         workers=0,
     ),
@@ -84,7 +84,7 @@ class DemoConfig:
     """Repetitions, each with videos, weights and masks of its own."""
     seed: int = 0
     """The first one."""
-    steps: int = 1800
+    steps: int = 1200
     """Updates of pretraining."""
     train: int = 6000
     """Clips to pretrain on."""
