@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -71,8 +71,8 @@ RUN = VideoMAE(
     source="our own, by trials (docs/toy.md)",
 )
 WHY = (
-    "masks hide 2 of the 4 time slots (frame masks at 0.5, raw pixels): the best of those tried on "
-    "validation clips of other seeds, docs/toy.md"
+    "masks hide 2 of the 4 time slots (frame masks at 0.5, raw pixels): the best of those that were "
+    "tried on the videos of seed 0, docs/toy.md"
 )
 
 
@@ -412,7 +412,7 @@ def _title(videos: Path, clip: Path) -> str:
 
 
 @contextmanager
-def _bar(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+def _bar(what: str, console: Console) -> Generator[Callable[[int, int], None], None, None]:
     """A progress bar, on a terminal; one line elsewhere."""
     if not console.is_terminal:
         console.print(what)
