@@ -1,0 +1,59 @@
+"""Clips that are decoded once and kept in memory, for sets so small that decoding would take most
+of the time: the built-in videos are decoded faster than they are learned from, but not by much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tubelet.data.clips import ClipDataset, EvalDataset, Key, MaskDraw
+from tubelet.data.lists import VideoList
+from tubelet.data.loader import eval_loader
+from tubelet.data.sampling import rng_for, sample_seed
+from tubelet.data.transforms import Augment
+from tubelet.errors import TubeletError
+from tubelet.shapes import ClipSpec, Sample
+
+
+def decode_all(
+    videos: VideoList,
+    spec: ClipSpec,
+    *,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """The centred clip of every video of a list: uint8 [n,C,T,H,W]. An unreadable one is an error."""
+    clips: list[Tensor] = []
+    for views in eval_loader(EvalDataset(videos, spec), batch_size=64, workers=workers):
+        for view in views:
+            if view.clips is None:
+                raise TubeletError(view.error)
+            clips.append(view.clips[0])
+        if progress is not None:
+            progress(len(clips), len(videos))
+    return torch.stack(clips)
+
+
+class Remembered(ClipDataset):
+    """Training samples of such clips: whole, neither cropped nor flipped, with their masks."""
+
+    def __init__(
+        self, videos: VideoList, clips: Tensor, spec: ClipSpec, *, seed: int, mask: MaskDraw
+    ) -> None:
+        """`clips` uint8 [n,C,T,H,W]: see `decode_all`. Other arguments: see `ClipDataset`."""
+        super().__init__(videos, spec, Augment(), seed=seed, mask=mask)
+        self.clips = clips
+        self._draw = mask
+
+    def __getitem__(self, key: Key) -> list[Sample]:
+        sample = Sample(
+            views={"clip": self.clips[key.index]},
+            path=self.videos.path(key.index),
+            index=key.index,
+            seed=sample_seed(self.seed, key.epoch, key.index, 0),
+            hidden=self._draw(rng_for(self.seed, key.epoch, key.index)),
+        )
+        return [sample]
