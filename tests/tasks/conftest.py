@@ -41,7 +41,12 @@ def spec() -> ClipSpec:
 
 def make_classifier(outputs: int = 3) -> Classifier:
     torch.manual_seed(7)
-    vit = ViT(ViTShape(width=32, depth=2, heads=2, patch=8), trained=(4, 32, 32), final_norm=False)
+    vit = ViT(
+        ViTShape(width=32, depth=2, heads=2, patch=8),
+        trained=(4, 32, 32),
+        final_norm=False,
+        init="normal",
+    )
     return Classifier(vit, outputs, init_scale=20.0)  # answers that differ from video to video
 
 

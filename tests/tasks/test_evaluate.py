@@ -30,7 +30,12 @@ HERE = EvaluateConfig(workers=0, device="cpu")
 
 def make_classifier() -> Classifier:
     torch.manual_seed(7)
-    vit = ViT(ViTShape(width=32, depth=2, heads=2, patch=8), trained=(4, 32, 32), final_norm=False)
+    vit = ViT(
+        ViTShape(width=32, depth=2, heads=2, patch=8),
+        trained=(4, 32, 32),
+        final_norm=False,
+        init="normal",
+    )
     return Classifier(vit, 3, init_scale=20.0)
 
 
