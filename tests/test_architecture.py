@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "probes": NETWORKS | {"model"},
     "analysis": NETWORKS | {"model", "data", "train"},
     "zoo": NETWORKS | {"model", "interop", "methods", "train"},
+    "teachers": NETWORKS | {"model", "interop", "zoo"},
 }
 ABOVE = {"verbs", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below
 

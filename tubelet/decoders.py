@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tubelet.backbones import layers as parts
 from tubelet.backbones.positions import PositionKind, PositionMode, Positions
-from tubelet.shapes import Grid, Tokens
+from tubelet.errors import TubeletError
+from tubelet.shapes import Grid, Tokens, gather
 
 SALT = 1000  # keeps the decoder's drop path apart from the encoder's
 
@@ -24,10 +26,13 @@ class DecoderShape:
 
 
 class Joint(nn.Module):
-    """Self-attention over visible tokens and one query per asked position, jointly.
+    """Self-attention over visible tokens and mask tokens, jointly; class tokens are attended to.
 
-    A query is the mask token plus the position's table entry. An asked position that is also
-    visible gets a query of its own beside the visible token (as VideoMAE V2).
+    `overlap` says what an asked position that is also visible gets. "query": a mask token of its
+    own beside the visible token, as every asked position (VideoMAE V2); nothing else is decoded.
+    "own": the visible token's output; all N positions are decoded, as image MAE does.
+    `project_bias`: as MVD and image MAE, whose projection is also initialised like the rest;
+    VideoMAE's has no bias and torch's default initialisation.
     """
 
     def __init__(
@@ -41,8 +46,10 @@ class Joint(nn.Module):
         positions: PositionMode = "interpolate",
         project_bias: bool = False,
         drop_path: float = 0.0,
+        overlap: Literal["query", "own"] = "query",
     ):
         super().__init__()
+        self.overlap = overlap
         self.project = nn.Linear(dim, shape.width, bias=project_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.positions = Positions(position, shape.width, trained, positions)
@@ -52,19 +59,31 @@ class Joint(nn.Module):
         self.grad_checkpointing = False
         self.norm = nn.LayerNorm(shape.width, eps=parts.NORM_EPS)
         self.head = nn.Linear(shape.width, out)
-        # Published: Xavier for blocks and head; cut at one deviation; `project` keeps the default.
+        # Published: Xavier; the mask token cut at one deviation.
         self.blocks.apply(parts.init_xavier)
         self.head.apply(parts.init_xavier)
+        if project_bias:
+            self.project.apply(parts.init_xavier)
         nn.init.trunc_normal_(self.mask_token, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, tokens: Tokens, asked: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """tokens x [B,L,D], asked int64 [B,M] -> [B,M,P]."""
+        """tokens x [B,L,D] and prefix [B,R,D], asked int64 [B,M] -> [B,M,P]."""
         table = self.positions(tokens.grid)
         visible = self.project(tokens.x) + table[tokens.at]
-        x = torch.cat([visible, (self.mask_token + table[asked]).to(visible.dtype)], 1)
+        if self.overlap == "query":
+            x = torch.cat([visible, (self.mask_token + table[asked]).to(visible.dtype)], 1)
+        else:
+            canvas = (self.mask_token + table).to(visible.dtype).expand(len(visible), -1, -1)
+            x = canvas.scatter(1, tokens.at[..., None].expand_as(visible), visible)
+        if tokens.prefix.shape[1]:
+            x = torch.cat([self.project(tokens.prefix).to(x.dtype), x], 1)
         for block in self.blocks:
             x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
-        return self.head(self.norm(x[:, -asked.shape[1] :]))
+        if self.overlap == "query":
+            x = x[:, -asked.shape[1] :]
+        else:
+            x = gather(x[:, tokens.prefix.shape[1] :], asked)
+        return self.head(self.norm(x))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory, about a third more time."""
@@ -73,3 +92,26 @@ class Joint(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """The mask token, as VideoMAE."""
         return {"mask_token"}
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear on the token at each asked position: distillation per token.
+
+    Needs a backbone that returns all N tokens: one that sees the whole clip.
+    """
+
+    def __init__(self, dim: int, out: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, out)
+        self.apply(parts.init_xavier)
+
+    def forward(self, tokens: Tokens, asked: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """tokens x [B,N,D], asked int64 [B,M] -> [B,M,P]."""
+        if tokens.x.shape[1] != tokens.grid.size:
+            raise TubeletError(
+                f"The Mlp decoder predicts from the token at each asked position, and the backbone "
+                f"returned {tokens.x.shape[1]} of {tokens.grid.size}. Show it the whole clip "
+                "(mask_type 'none'), or use the Joint decoder."
+            )
+        return self.fc2(torch.nn.functional.gelu(self.fc1(gather(tokens.x, asked))))

@@ -14,6 +14,24 @@ def mse(pred: Tensor, y: Tensor) -> Tensor:
     return (pred - y).square().mean(-1)
 
 
+def smooth_l1(pred: Tensor, y: Tensor) -> Tensor:
+    """[B,M,P], float32 [B,M,P] -> [B,M]: mean of d²/2 where |d| < 1, else |d| - 1/2.
+
+    The loss of MVD (arXiv 2212.04500, 4.1), with torch's threshold of 1.
+    """
+    return F.smooth_l1_loss(pred.float(), y, reduction="none").mean(-1)
+
+
+def l1(pred: Tensor, y: Tensor) -> Tensor:
+    """[B,M,P], float32 [B,M,P] -> [B,M]: mean absolute error over the target's width."""
+    return (pred - y).abs().mean(-1)
+
+
+def cosine(pred: Tensor, y: Tensor) -> Tensor:
+    """[B,M,P], float32 [B,M,P] -> [B,M]: 1 - the cosine of the angle; scales are left out."""
+    return 1 - F.cosine_similarity(pred.float(), y, dim=-1)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """[B,classes], int64 [B] or soft float [B,classes] -> [B]."""
     return F.cross_entropy(logits.float(), labels, reduction="none")

@@ -31,6 +31,23 @@ def frame(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> Tensor:
     return _draw(grid.t, mask_ratio, rng, "time slots").repeat_interleave(grid.h * grid.w)
 
 
+def running_cell(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> Tensor:
+    """grid -> bool [N], True = not decoded: a pattern in each 2x2 cell that advances with time.
+
+    The decoder mask of VideoMAE V2 (arXiv 2303.16727, 3.2): of the four places of a cell,
+    `4 * mask_ratio` are left out in each time slot; the phase is uniform. The ratio has to be
+    0.25, 0.5 or 0.75: the published code silently takes the next lower one of these.
+    """
+    if mask_ratio not in (0.25, 0.5, 0.75) or grid.h % 2 or grid.w % 2:
+        raise TubeletError(
+            f"Running cells of 2x2 tokens leave out 0.25, 0.5 or 0.75 of a grid with even sides; got "
+            f"mask_ratio {mask_ratio} on {grid.t}x{grid.h}x{grid.w} (t x h x w)."
+        )
+    t, h, w = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    phase = int(rng.integers(4))
+    return ((phase + t + 1 + 2 * (h % 2) + w % 2) % 4 < 4 * mask_ratio).flatten()
+
+
 def _draw(cells: int, mask_ratio: float, rng: np.random.Generator, what: str) -> Tensor:
     """bool [cells] with `int(mask_ratio * cells)` hidden, uniform without replacement."""
     # The published count is int(ratio * n); the small term keeps 0.29 * 100 from becoming 28.
@@ -46,19 +63,20 @@ def _draw(cells: int, mask_ratio: float, rng: np.random.Generator, what: str) ->
     return hidden
 
 
-def pack(hidden: Tensor, asked: Tensor | None = None) -> Masks:
+def pack(hidden: Tensor, asked: Tensor | None = None, *, count_visible: bool = False) -> Masks:
     """hidden bool [B,k,N], asked bool [B,k,N] -> Masks of static size.
 
-    `asked` defaults to what is hidden. A position that is asked for but visible has weight 0.
-    Raises where rows differ in how many tokens they hide or ask for.
+    `asked` defaults to what is hidden. A position that is asked for but visible has weight 0,
+    unless `count_visible`. Raises where rows differ in how many tokens they hide or ask for.
     """
     asked = hidden if asked is None else asked
     at = _indices(asked, "asks for")
+    weight = hidden.gather(-1, at).float()
     return Masks(
         hidden=hidden,
         keep=_indices(~hidden, "shows"),
         asked=at,
-        weight=hidden.gather(-1, at).float(),
+        weight=torch.ones_like(weight) if count_visible else weight,
     )
 
 

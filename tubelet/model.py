@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -107,7 +107,10 @@ class VideoModel(nn.Module):
 
 
 class Target(Protocol):
+    """Makes what is predicted: `target(view, asked)` -> [B,M,P]."""
+
     width: int
+    view: str  # of the sample: "clip" is the student's
 
     def __call__(self, view: Tensor, asked: Tensor | None = None) -> Tensor: ...
 
@@ -122,6 +125,10 @@ class Branch(nn.Module):
         self, name: str, decoder: nn.Module, target: nn.Module, loss: Loss, weight: float = 1.0
     ):
         super().__init__()
+        if not weight > 0:
+            raise TubeletError(
+                f"The branch {name!r} has weight {weight:g}: give one above 0, or leave it out."
+            )
         self.name = name
         self.decoder = decoder
         self.target = target
@@ -138,11 +145,17 @@ class MaskedModel(VideoModel):
         self.branches = nn.ModuleDict({branch.name: branch for branch in branches})
 
     def forward(
-        self, clip: Tensor, masks: Masks, seeds: Tensor | None = None
+        self,
+        clip: Tensor,
+        masks: Masks,
+        seeds: Tensor | None = None,
+        views: Mapping[str, Tensor] | None = None,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """clip float [B,C,T,H,W] in [0,1] -> {"loss": (sum, weight), each branch: (sum, weight)}.
 
-        The mean loss is sum / weight; sums add up over micro-batches and processes.
+        The mean loss is sum / weight; sums add up over micro-batches and processes. Targets are
+        made once per clip, for all its masks. `views`: of the same clips, for targets that want
+        one of their own; without it they get the clip.
         """
         _, k, m = masks.asked.shape
         predictions = self.predict(clip, masks, seeds)
@@ -151,7 +164,9 @@ class MaskedModel(VideoModel):
         total = torch.zeros((), device=clip.device)
         for name, branch in self._branches():
             with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-                y = branch.target(clip, masks.asked.flatten(1)).unflatten(1, (k, m)).flatten(0, 1)
+                target: Any = branch.target
+                view = clip if views is None else views.get(target.view, clip)
+                y = target(view, masks.asked.flatten(1)).unflatten(1, (k, m)).flatten(0, 1)
             with torch.autocast(clip.device.type, enabled=False):
                 part = (branch.loss(predictions[name], y) * weight).sum()
             terms[name] = (part, weight.sum())

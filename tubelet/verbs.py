@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from tubelet.errors import TubeletError
 from tubelet.methods.finetune import Finetune
 from tubelet.methods.run import Pretraining, Run, changed, find, to_dict
 from tubelet.model import Card, Classifier, MaskedModel, VideoModel
+from tubelet.targets.features import Teacher
 from tubelet.tasks import evaluate as evaluation
 from tubelet.tasks import predict as prediction
 from tubelet.tasks.classify import Classify
@@ -32,6 +33,7 @@ from tubelet.tasks.evaluate import EvaluateConfig
 from tubelet.tasks.predict import PredictConfig, Predictions
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.tasks.report import Evaluation
+from tubelet.teachers import connect, load_teacher
 from tubelet.train import parallel
 from tubelet.train.config import Derived, derive
 from tubelet.train.loop import fit
@@ -42,7 +44,12 @@ R = TypeVar("R", bound=Run)
 
 
 def pretrain(
-    run: Pretraining | str, *, out: str | Path, resume: bool = False, **changes: Any
+    run: Pretraining | str,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    teachers: Mapping[str, Teacher] | None = None,
+    **changes: Any,
 ) -> Path:
     """Learn from videos without labels; returns the run's folder.
 
@@ -50,6 +57,7 @@ def pretrain(
         run: a run, or its name ("videomae:base_k400", "./mine.py:run3").
         out: folder for checkpoints, config.json and metrics.jsonl.
         resume: go on from the newest checkpoint in `out`.
+        teachers: {branch: network}, in the place of those that the run names by where they are.
         changes: fields of the run, its clip and its training by name (`data=...`, `steps=...`).
 
     Raises:
@@ -58,20 +66,55 @@ def pretrain(
     """
     run = _run(run, Pretraining, changes)
     videos = read_list(_given(run.data, "--data"), root=run.root, kind="unlabelled")
+    taught = _teachers(run, teachers or {})
+    run = run.fitted({name: teacher.width for name, teacher in taught.items()})
     hidden = run.draw_hidden(rng_for(run.train.seed, 0, 0))  # a mask that cannot be says so now
-    narrows = run.asked(run.grid, hidden[0]) is not None
+    narrows = run.asked(run.grid, hidden[0], rng_for(0, 0, 0)) is not None
     with parallel.processes(run.train.device) as place:
         derived = derive(run.train, len(videos), place.world)
         _tell(run, videos, place)
         torch.manual_seed(run.train.seed)
         model = run.model()
+        views = connect(model, taught)
         dataset = _clips(
-            run, videos, mask=run.draw_hidden, asked=run.draw_asked if narrows else None
+            run,
+            videos,
+            views=views,
+            mask=run.draw_hidden,
+            asked=run.draw_asked if narrows else None,
         )
         header = _header(model, Card(clip=run.clip, run=to_dict(run)), videos)
-        batches = functools.partial(_batches, dataset, run, derived, place, masks.pack)
+        header["teachers"] = {
+            name: {"name": teacher.name, "digest": teacher.digest}
+            for name, teacher in taught.items()
+        }
+        pack = functools.partial(masks.pack, count_visible=run.count_visible)
+        batches = functools.partial(_batches, dataset, run, derived, place, pack)
         fit(Pretrain(model), batches, run.train, derived, Path(out), header, resume)
     return Path(out)
+
+
+def _teachers(run: Pretraining, given: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """The teachers that the run's branches need, loaded; one that is missing is an error."""
+    needed = run.teachers()
+    unknown = sorted(set(given) - set(needed))
+    if unknown:
+        raise TubeletError(
+            f"There is no branch {unknown[0]!r} that takes a teacher; this run has "
+            f"{', '.join(needed) or 'none'}."
+        )
+    missing = [name for name, source in needed.items() if not source and name not in given]
+    if missing:
+        name = missing[0]
+        raise TubeletError(
+            f"The {name} teacher is missing, and a random one would teach nothing: pass "
+            f"--{name}-teacher with a run folder or a checkpoint, or --{name}.weight 0 to learn "
+            "without it."
+        )
+    return {
+        name: given[name] if name in given else load_teacher(source, **run.teacher_options(name))
+        for name, source in needed.items()
+    }
 
 
 def finetune(

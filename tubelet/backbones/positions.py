@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid
 
-PositionKind = Literal["sinusoid_1d", "sincos_3d"]
+PositionKind = Literal["sinusoid_1d", "sincos_2d", "sincos_3d"]
 PositionMode = Literal["interpolate", "rebuild"]
 
 log = logging.getLogger("tubelet")
@@ -32,26 +32,40 @@ def sinusoid_1d(grid: Grid, dim: int) -> Tensor:
 def sincos_3d(grid: Grid, dim: int) -> Tensor:
     """-> float32 [N,D]: D/4 for time, then 3D/8 for the column, 3D/8 for the row, as MVD.
 
-    Each part of width m is [sin(pos * 10000^(-k/(m/2)))] for k < m/2, then the cosines.
+    Each part of width m is [sin(pos * 10000^(-k/(m/2))) for k < m/2], then the cosines.
     """
     if dim % 16:
         raise TubeletError(f"sincos_3d positions need a width divisible by 16, got {dim}.")
-
-    def part(pos: Tensor, width: int) -> Tensor:
-        k = torch.arange(width // 2, dtype=torch.float64)
-        angle = pos[:, None] * 10000.0 ** (-k / (width // 2))
-        return torch.cat([angle.sin(), angle.cos()], 1)
-
-    t, h, w = (
-        axis.flatten()
-        for axis in torch.meshgrid(
-            *(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij"
-        )
-    )
-    return torch.cat([part(t, dim // 4), part(w, dim * 3 // 8), part(h, dim * 3 // 8)], 1).float()
+    t, h, w = _axes(grid)
+    parts = [_sincos(t, dim // 4), _sincos(w, dim * 3 // 8), _sincos(h, dim * 3 // 8)]
+    return torch.cat(parts, 1).float()
 
 
-TABLES = {"sinusoid_1d": sinusoid_1d, "sincos_3d": sincos_3d}
+def sincos_2d(grid: Grid, dim: int) -> Tensor:
+    """-> float32 [N,D]: D/2 for the column, D/2 for the row, as image MAE (arXiv 2111.06377).
+
+    The same in every time slot.
+    """
+    if dim % 4:
+        raise TubeletError(f"sincos_2d positions need a width divisible by 4, got {dim}.")
+    _, h, w = _axes(grid)
+    return torch.cat([_sincos(w, dim // 2), _sincos(h, dim // 2)], 1).float()
+
+
+def _axes(grid: Grid) -> list[Tensor]:
+    """-> float64 [N] each: time slot, row and column of every token."""
+    axes = (torch.arange(n, dtype=torch.float64) for n in grid)
+    return [axis.flatten() for axis in torch.meshgrid(*axes, indexing="ij")]
+
+
+def _sincos(pos: Tensor, width: int) -> Tensor:
+    """[N] -> [N,width]: the sines of pos * 10000^(-k/(width/2)), then the cosines."""
+    k = torch.arange(width // 2, dtype=torch.float64)
+    angle = pos[:, None] * 10000.0 ** (-k / (width // 2))
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+TABLES = {"sinusoid_1d": sinusoid_1d, "sincos_2d": sincos_2d, "sincos_3d": sincos_3d}
 
 
 def resize_table(table: Tensor, trained: Grid, grid: Grid) -> Tensor:

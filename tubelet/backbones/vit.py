@@ -1,4 +1,7 @@
-"""The plain vision transformer on clips: the encoder of VideoMAE, VideoMAE V2 and MVD."""
+"""The plain vision transformer: the encoder of VideoMAE, VideoMAE V2, MVD, and of image MAE.
+
+An image is a clip of one frame, with tubelets of one frame.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ class ViTShape:
     positions: PositionMode = "interpolate"  # at another size than the trained one
     mean: tuple[float, ...] = ()  # of each channel in [0,1]; (): ImageNet's
     std: tuple[float, ...] = ()
+    class_token: bool = False  # a learned token in front, without a position (image MAE)
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -98,6 +102,9 @@ class ViT(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
         self.patch_embed = PatchEmbed(self.patch, in_chans, self.dim)
+        self.class_token: nn.Parameter | None = None
+        if shape.class_token:
+            self.class_token = nn.Parameter(torch.randn(1, 1, self.dim) * 0.02)
         self.positions = Positions(shape.position, self.dim, self.grid, shape.positions)
         self.blocks = parts.blocks(self.dim, shape.depth, shape.heads, shape.mlp_ratio, drop_path)
         self.norm: nn.Module = (
@@ -135,17 +142,21 @@ class ViT(nn.Module):
             patches = gather(patches, at)
         x = self.patch_embed((patches - self.mean) / self.std)
         x = (x + self.positions(grid)[at]).reshape(len(clip) * k, -1, self.dim)
+        prefix = 0 if self.class_token is None else 1
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), -1, -1), x], 1)
         outputs, kept = [], _depths(layers, len(self.blocks))
         seeds = None if seeds is None else per_mask(seeds, k)
         for i, block in enumerate(self.blocks[: max(kept, default=len(self.blocks) - 1) + 1]):
             x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
             if i in kept:
-                outputs.append(self.norm(x) if norm else x)
+                outputs.append((self.norm(x) if norm else x)[:, prefix:])
         by_depth = dict(zip(sorted(set(kept)), outputs, strict=True))
+        x = self.norm(x) if norm else x
         return Tokens(
-            x=self.norm(x) if norm else x,
+            x=x[:, prefix:],
             at=at.reshape(len(x), -1),
-            prefix=x[:, :0],
+            prefix=x[:, :prefix],
             grid=grid,
             layers=tuple(by_depth[i] for i in kept),
         )
@@ -168,15 +179,15 @@ class ViT(nn.Module):
 
     def layer_of(self, name: str) -> int:
         """Parameter name -> its layer for layer decay (0: patch embedding)."""
-        if name.startswith("patch_embed."):
+        if name.startswith(("patch_embed.", "class_token")):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return len(self.blocks) + 1
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay beyond biases and norms: none here."""
-        return set()
+        """Names of parameters without weight decay beyond biases and norms: the class token."""
+        return set() if self.class_token is None else {"class_token"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory, about a third more time."""

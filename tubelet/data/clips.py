@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
 from tubelet.data.lists import Kind, VideoList, as_target
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
-from tubelet.data.transforms import Augment, augment, spatial_views, to_channels
+from tubelet.data.transforms import Augment, Size, augment, spatial_views, to_channels
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch, ClipSpec, Masks, Sample
 
@@ -91,6 +91,7 @@ class ClipDataset(Dataset[list[Sample]]):
         augment: the crop and what else is done to the pixels.
         seed: of the run.
         num_sample: repeats of each video (repeated augmentation).
+        views: further views of each crop, {name: (height, width)}; "clip" has the spec's size.
         mask: rng -> hidden bool [k,N]; None: samples without masks.
         asked: (rng, hidden) -> asked bool [k,N]; None: what is hidden is asked for.
         decoder: "pyav" or "torchcodec".
@@ -105,6 +106,7 @@ class ClipDataset(Dataset[list[Sample]]):
         *,
         seed: int,
         num_sample: int = 1,
+        views: Mapping[str, Size] | None = None,
         mask: MaskDraw | None = None,
         asked: AskedDraw | None = None,
         decoder: Decoder = "pyav",
@@ -119,6 +121,7 @@ class ClipDataset(Dataset[list[Sample]]):
         self.augment = augment
         self.seed = seed
         self.num_sample = num_sample
+        self.sizes = {"clip": spec.size, **(views or {})}
         self.mask = mask
         self.asked = asked
         self.decoder: Decoder = usable(decoder)
@@ -135,7 +138,7 @@ class ClipDataset(Dataset[list[Sample]]):
         for repeat in range(self.num_sample):
             if repeat:
                 rng = rng_for(self.seed, key.epoch, key.index, repeat)
-            views = augment(clip, {"clip": self.spec.size}, self.augment, rng)
+            views = augment(clip, self.sizes, self.augment, rng)
             hidden = None if self.mask is None else self.mask(rng)
             samples.append(
                 Sample(

@@ -17,9 +17,10 @@ import sys
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -64,6 +65,8 @@ class Pretraining(Run, ABC):
     """A run that hides tokens and predicts a target: what every method adds to."""
 
     encoder: ViTShape = BASE
+    masks_per_clip: int = 1
+    """Masks drawn for each clip: one decode and one target serve them all (arXiv 2212.07525, 3.2)."""
 
     @property
     def patch(self) -> Patch:
@@ -78,9 +81,26 @@ class Pretraining(Run, ABC):
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
         """-> hidden bool [N]."""
 
-    def asked(self, grid: Grid, hidden: Tensor) -> Tensor | None:
+    def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
         return None
+
+    @property
+    def count_visible(self) -> bool:
+        """Whether the loss counts what is asked for though it is visible."""
+        return False
+
+    def teachers(self) -> dict[str, str]:
+        """{branch: where its teacher comes from}, of the branches that learn from a network."""
+        return {}
+
+    def teacher_options(self, branch: str) -> dict[str, Any]:
+        """How the teacher of a branch is loaded: options of `tubelet.teachers.load_teacher`."""
+        return {}
+
+    def fitted(self, widths: Mapping[str, int]) -> Self:
+        """The run with what its teachers say: {branch: width of its teacher's features}."""
+        return self
 
     @abstractmethod
     def model(self) -> MaskedModel:
@@ -88,11 +108,13 @@ class Pretraining(Run, ABC):
 
     def draw_hidden(self, rng: np.random.Generator) -> Tensor:
         """One sample's masks, bool [k,N]: what the loading workers call."""
-        return self.mask(self.grid, rng)[None]
+        if self.masks_per_clip < 1:
+            raise TubeletError(f"masks_per_clip is {self.masks_per_clip}: expected 1 or more.")
+        return torch.stack([self.mask(self.grid, rng) for _ in range(self.masks_per_clip)])
 
     def draw_asked(self, rng: np.random.Generator, hidden: Tensor) -> Tensor:
         """hidden [k,N] -> asked [k,N]."""
-        rows = [self.asked(self.grid, row) for row in hidden]
+        rows = [self.asked(self.grid, row, rng) for row in hidden]
         return torch.stack(
             [row if ask is None else ask for row, ask in zip(hidden, rows, strict=True)]
         )
@@ -157,6 +179,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             return record(typing.cast(type, option), value, where)
         if typing.get_origin(option) is tuple and isinstance(value, list):
+            of = typing.get_args(option)[0]
+            if dataclasses.is_dataclass(of):
+                return tuple(record(typing.cast(type, of), each, where) for each in value)
             return tuple(value)
     return value
 
@@ -210,7 +235,7 @@ def _module(name: str) -> types.ModuleType:
         ) from error
 
 
-METHODS = ("videomae",)
+METHODS = ("videomae", "mae", "mvd")
 
 
 def named_runs() -> dict[str, Run]:

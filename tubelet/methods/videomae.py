@@ -51,7 +51,7 @@ class VideoMAE(Pretraining):
         draw = {"tube": masks.tube, "random": masks.random, "frame": masks.frame}[self.mask_type]
         return draw(grid, rng, mask_ratio=self.mask_ratio)
 
-    def asked(self, grid: Grid, hidden: Tensor) -> Tensor | None:
+    def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what the decoder predicts, bool [N]; None: all that is hidden."""
         if not self.centre_frame_only:
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -12,17 +14,34 @@ class Pixels(nn.Module):
     """Pixels in [0,1], by default normalised per token and channel (arXiv 2203.12602, 4.1).
 
     Normalised: (x - mean) / (sqrt(var_unbiased) + 1e-6) over the pixels of one cube and channel.
+    `jointly`: over all channels of a cube together, of pixels that were standardised by `mean`
+    and `std` before, divided by sqrt(var_unbiased + 1e-6): image MAE's (arXiv 2111.06377, 3).
     The order within a token is pixel by pixel (time, row, column), the channel fastest.
     """
 
     EPS = 1e-6
+    view = "clip"
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, patch: Patch, in_chans: int = 3, *, normalise: bool = True):
+    def __init__(
+        self,
+        patch: Patch,
+        in_chans: int = 3,
+        *,
+        normalise: bool = True,
+        jointly: bool = False,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+    ):
         super().__init__()
         self.patch = patch
         self.in_chans = in_chans
         self.normalise = normalise
+        self.jointly = jointly
         self.width = in_chans * patch.t * patch.h * patch.w
+        self.register_buffer("mean", torch.tensor(mean)[:, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None], persistent=False)
 
     def forward(self, view: Tensor, asked: Tensor | None = None) -> Tensor:
         """view float [B,C,T,H,W] in [0,1], asked int64 [B,M] -> [B,M,P]; None: all tokens."""
@@ -30,13 +49,18 @@ class Pixels(nn.Module):
         if asked is not None:
             cubes = gather(cubes, asked)
         cubes = cubes.flatten(3)  # [B,M,C,pixels]
+        if len(self.mean):
+            cubes = (cubes - self.mean) / self.std
         if self.normalise:
             mean, std = self.statistics(cubes)
             cubes = (cubes - mean) / std
         return cubes.transpose(2, 3).flatten(2)
 
     def statistics(self, cubes: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,M,C,pixels] -> mean and divisor [B,M,C,1] of the normalisation."""
+        """[B,M,C,pixels] -> mean and divisor [B,M,C,1] of the normalisation ([B,M,1,1] jointly)."""
+        if self.jointly:
+            var, mean = torch.var_mean(cubes, dim=(-2, -1), keepdim=True)
+            return mean, (var + self.EPS).sqrt()
         var, mean = torch.var_mean(cubes, dim=-1, keepdim=True)
         return mean, var.sqrt() + self.EPS
 

@@ -1,0 +1,261 @@
+"""Features of frozen networks as targets: the teachers of MVD (arXiv 2212.04500)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tubelet.errors import TubeletError
+from tubelet.shapes import Grid, Patch, gather
+
+Sees = Literal["clip", "frames"]
+Precision = Literal["auto", "float32", "bf16"]
+# module, its input, number of a block (-1: the last) -> [b,n,P], un-normed where it has a choice
+Read = Callable[[Any, Tensor, int], Tensor]
+
+
+def call(module: Any, x: Tensor, layer: int) -> Tensor:
+    """The module's own output, [b,n,P]: for networks of which nothing more is known."""
+    if layer != -1:
+        raise TubeletError(
+            f"Layer {layer} was asked for of a {type(module).__name__}, of which only the output is "
+            "known: give Teacher(read=...), or layer -1."
+        )
+    return module(x)
+
+
+class Teacher(nn.Module):
+    """A network that is only read, and all that it takes to feed it with the student's clips.
+
+    Frozen: its weights are in no `parameters()` and no `state_dict()`, `train()` leaves it in
+    eval mode, and `to(device)` takes it along.
+
+    Args:
+        module: the network.
+        width: P of its features.
+        patch: the pixels behind one of its tokens; for images `Patch(1, p, p)`.
+        sees: "clip": all frames at once; "frames": the first frame of each of the student's
+            tubelets, as an image of its own (as MVD's image teacher).
+        read: how the features of a block are got; default: the module's output.
+        mean, std: its normalisation of pixels in [0,1], one value a channel. Must be given; a
+            module that normalises by itself has mean 0 and std 1.
+        layout: of what the module takes: "BCTHW" or "BTCHW" for clips, "BCHW" for images.
+        size: (height, width) that it takes; None: the student's.
+        num_frames: frames that it takes, where it cannot take others.
+        prefix: tokens in front that are no patch (class token, registers).
+        name: where it comes from, for messages.
+        digest: a hash of its weights, for the header.
+    """
+
+    mean: Tensor
+    std: Tensor
+    module: Any
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        width: int,
+        patch: Patch,
+        sees: Sees,
+        mean: Sequence[float],
+        std: Sequence[float],
+        read: Read = call,
+        layout: Literal["BCTHW", "BTCHW", "BCHW"] = "BCTHW",
+        size: tuple[int, int] | None = None,
+        num_frames: int | None = None,
+        prefix: int = 0,
+        name: str = "",
+        digest: str = "",
+    ):
+        super().__init__()
+        name = name or type(module).__name__
+        if len(mean) != len(std) or not mean:
+            raise TubeletError(
+                f"The normalisation of the teacher {name} is not known: give the mean and std of "
+                "each channel, of pixels in [0,1], that it was trained with."
+            )
+        if layout == "BCHW" and sees != "frames":
+            raise TubeletError(f"The teacher {name} takes images: pass sees='frames'.")
+        self.__dict__["module"] = module.eval().requires_grad_(False)  # not registered
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
+        self.width = width
+        self.patch = patch
+        self.sees: Sees = sees
+        self.read = read
+        self.layout = layout
+        self.size = size
+        self.num_frames = num_frames
+        self.prefix = prefix
+        self.name = name
+        self.digest = digest
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
+        self.module._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    def grid_for(self, slots: int, frames: int, height: int, width: int) -> Grid:
+        """The grid of its features for a clip that the student sees as `slots` tubelets."""
+        if self.sees == "frames":
+            return Grid(slots, *self.patch.grid_for(self.patch.t, height, width)[1:])
+        if self.num_frames not in (None, frames):
+            raise TubeletError(
+                f"The teacher {self.name} takes clips of {self.num_frames} frames, and the student's "
+                f"have {frames}: pass --num-frames {self.num_frames}."
+            )
+        return self.patch.grid_for(frames, height, width)
+
+    def forward(
+        self, clip: Tensor, slots: int, layer: int = -1, size: tuple[int, int] | None = None
+    ) -> Tensor:
+        """clip float [B,C,T,H,W] in [0,1] -> [B,n,P], time slowest; n: see `grid_for`.
+
+        A clip of another size than `size` (default: the teacher's) is resized first.
+        """
+        b, _, frames, *given = clip.shape
+        if self.sees == "frames":
+            clip = clip[:, :, :: frames // slots]  # the first of each tubelet
+        size = size or self.size
+        if size is not None and tuple(given) != size:
+            flat = clip.transpose(1, 2).flatten(0, 1)
+            flat = F.interpolate(flat, size, mode="bilinear", antialias=True)
+            clip = flat.unflatten(0, (b, -1)).transpose(1, 2)
+        x = (clip - self.mean) / self.std
+        if self.sees == "frames":
+            x = x.transpose(1, 2).flatten(0, 1)  # [B*slots,C,H,W]
+            x = x if self.layout == "BCHW" else x.unsqueeze(2 if self.layout == "BCTHW" else 1)
+        elif self.layout == "BTCHW":
+            x = x.transpose(1, 2)
+        features = self.read(self.module, x, layer)[:, self.prefix :]
+        return features.unflatten(0, (b, -1)).flatten(1, 2)
+
+
+class Features(nn.Module):
+    """What a teacher makes of the whole clip, at the student's tokens.
+
+    Raw outputs of a block, before any last norm (arXiv 2212.04500's code); `norm_feature` puts a
+    LayerNorm without weights over them. Where the teacher's grid is another than the student's,
+    its features are resized, linear on three axes. Built without a teacher, so that a model can be
+    made and loaded where its teachers are not; `connect` gives it one.
+
+    The view is the student's clip, or features [B,N,P] that were computed before (a cache).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        patch: Patch,
+        grid: Grid,
+        layer: int = -1,
+        norm_feature: bool = False,
+        size: tuple[int, int] | None = None,
+        precision: Precision = "auto",
+    ):
+        """`patch`, `grid`: the student's. `size`: of the teacher's input; None: what it states, or
+        the student's. `precision` "auto": bf16 on a GPU, else float32."""
+        super().__init__()
+        self.width = width
+        self.patch = patch
+        self.grid = grid
+        self.layer = layer
+        self.norm_feature = norm_feature
+        self.size = size
+        self.precision: Precision = precision
+        self.view = "clip"
+        self.view_size: tuple[int, int] | None = None  # where it is another than the student's
+        self.teacher: Teacher | None = None
+        self._lowered = False
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """Frames, height, width of the student's clips."""
+        frames, height, width = (n * p for n, p in zip(self.grid, self.patch, strict=True))
+        return frames, height, width
+
+    def connect(self, teacher: Teacher) -> None:
+        """Takes a teacher. TubeletError where its width or its grid does not fit."""
+        frames, *own = self.clip_shape
+        if teacher.width != self.width:
+            raise TubeletError(
+                f"The teacher {teacher.name} has features of width {teacher.width}, and this model "
+                f"predicts {self.width}: choose the run for a teacher of that size, or let the width be "
+                f"the teacher's (--image.width 0, --video.width 0)."
+            )
+        size = self.size or teacher.size or (own[0], own[1])
+        try:
+            self.teacher_grid = teacher.grid_for(self.grid.t, frames, *size)
+        except TubeletError as error:
+            raise TubeletError(
+                f"The features of the teacher {teacher.name} cannot be mapped onto the student's "
+                f"{'x'.join(map(str, self.grid))} tokens (clips of {frames}x{own[0]}x{own[1]}): {error}"
+            ) from error
+        self.view_size = None if size == (own[0], own[1]) else size
+        self.view = "clip" if size == (own[0], own[1]) else f"clip_{size[0]}x{size[1]}"
+        self.teacher = teacher
+
+    def forward(self, view: Tensor, asked: Tensor | None = None) -> Tensor:
+        """view float [B,C,T,H,W] in [0,1], or [B,N,P]; asked int64 [B,M] -> float32 [B,M,P]."""
+        features = view if view.dim() == 3 else self._compute(view)
+        if features.shape[1] == self.grid.size:
+            return select(features, asked, self.norm_feature)
+        return select(
+            resize_features(features, self.teacher_grid, self.grid), asked, self.norm_feature
+        )
+
+    def _compute(self, clip: Tensor) -> Tensor:
+        if self.teacher is None:
+            raise TubeletError(
+                "This model has no teacher: it was made without one. `connect` gives its targets "
+                "theirs; `tubelet pretrain` takes --image-teacher and --video-teacher."
+            )
+        kind = clip.device.type
+        low = self.precision == "bf16" or (self.precision == "auto" and kind == "cuda")
+        if low and not self._lowered:
+            lower(self.teacher.module)
+            self._lowered = True
+        with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
+            features = self.teacher(clip, self.grid.t, self.layer, self.view_size)
+        expected = self.teacher_grid.size
+        if features.shape[1:] != (expected, self.width):
+            raise TubeletError(
+                f"The teacher {self.teacher.name} returned features {list(features.shape)}, where its "
+                f"grid {'x'.join(map(str, self.teacher_grid))} and width {self.width} make "
+                f"[{len(clip)}, {expected}, {self.width}]: state its patch, size and prefix tokens "
+                "as they are."
+            )
+        return features
+
+    def extra_repr(self) -> str:
+        name = "none" if self.teacher is None else self.teacher.name
+        return f"width={self.width}, teacher={name}, layer={self.layer}"
+
+
+def select(features: Tensor, asked: Tensor | None, norm_feature: bool) -> Tensor:
+    """features [B,N,P], asked int64 [B,M] -> float32 [B,M,P], an ordinary tensor."""
+    features = features.clone() if asked is None else gather(features, asked)
+    features = features.float()
+    if norm_feature:
+        features = F.layer_norm(features, features.shape[-1:], eps=1e-6)
+    return features
+
+
+def resize_features(features: Tensor, grid: Grid, to: Grid) -> Tensor:
+    """[B,n,P] over `grid` -> [B,N,P] over `to`, linear on the three axes (half-pixel centres)."""
+    volume = features.float().transpose(1, 2).unflatten(2, tuple(grid))
+    return F.interpolate(volume, size=tuple(to), mode="trilinear").flatten(2).transpose(1, 2)
+
+
+def lower(module: nn.Module) -> None:
+    """The weights of linear layers and convolutions as bf16, in place: once, not at each call.
+
+    Norms and the residual stream stay float32 under autocast.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            part.to(torch.bfloat16)
