@@ -1,0 +1,121 @@
+"""Verbs that use models: evaluate, predict, reconstruct."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tubelet.cli.parsing import Given, bar, option, options_of, parse
+from tubelet.errors import TubeletError
+
+
+def _as_the_run(
+    args: list[str],
+    verb: str,
+    about: str,
+    options: Callable[[Any], type],
+    default: Any,
+    refine: Any,
+) -> Any:
+    """Parses twice: first to know the run, then with the defaults that its checkpoint names."""
+    from tubelet.train import checkpoint
+    from tubelet.zoo import card_of
+
+    job: Any = parse(options(default), args, verb, about)
+    card = card_of(checkpoint.read_header(job.run), job.run)
+    return parse(options(refine(card)), args, verb, about)
+
+
+def evaluate(args: list[str]) -> int:
+    """Score a fine-tuned model by the published protocol: tubelet evaluate runs/b labelled/"""
+    from tubelet import verbs
+    from tubelet.tasks.evaluate import EvaluateConfig
+
+    def options(config: EvaluateConfig) -> type:
+        return options_of(
+            "Evaluate",
+            config,
+            ("run", option(str, "Run folder or checkpoint.", Given)),
+            ("data", option(str, "Labelled folder or list.", Given)),
+            ("root", option(str, "Joined in front of relative paths."), ""),
+            ("label_column", option(str, "Of a csv or jsonl, where it is not called label."), ""),
+            ("split", option(str | None, "Of a folder with splits; default: test, or val."), None),
+            ("out", option(Path | None, "Folder for evaluation.json, scores.csv, ..."), None),
+        )
+
+    about = "Each video is decoded once for all of its views; by default those of the run."
+    job = _as_the_run(args, "evaluate", about, options, EvaluateConfig(), verbs.test_views)
+    with bar("evaluating", "videos") as progress:
+        result = verbs.evaluate(
+            job.run,
+            job.data,
+            job.config,
+            root=job.root,
+            split=job.split,
+            label_column=job.label_column,
+            progress=progress,
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    Console().print(result.table())
+    if job.out is not None:
+        for path in result.write(job.out):
+            print(path)
+    return 0
+
+
+def predict(args: list[str]) -> int:
+    """The best classes over time, of videos of any length: tubelet predict runs/b video.mp4"""
+    from tubelet import verbs
+    from tubelet.tasks.predict import PredictConfig
+
+    kind = options_of(
+        "Predict",
+        PredictConfig(),
+        ("run", option(str, "Run folder or checkpoint.", Given)),
+        ("videos", option(tuple[str, ...], "Videos, folders or lists.", Given)),
+        ("out", option(Path | None, "Write a .json or .csv file."), None),
+    )
+    job: Any = parse(kind, args, "predict", "Windows of one clip each, from start to end.")
+    with bar("predicting", "seconds") as progress:
+        told = progress and (lambda _path, done, of: progress(done, of))
+        result = verbs.predict(job.run, list(job.videos), job.config, progress=told)
+    Console().print(result.table())
+    if job.out is not None:
+        result.write(job.out)
+        print(job.out)
+    return result.exit_code
+
+
+def reconstruct(args: list[str]) -> int:
+    """Draw what a pretrained model makes of hidden parts: tubelet reconstruct runs/a video.mp4"""
+    from tubelet import verbs
+    from tubelet.analysis.reconstruct import ReconstructConfig
+
+    def options(config: ReconstructConfig) -> type:
+        return options_of(
+            "Reconstruct",
+            config,
+            ("run", option(str, "Run folder or checkpoint of pretraining.", Given)),
+            ("videos", option(tuple[str, ...], "Videos.", Given)),
+            ("out", option(Path, "Folder for the pictures."), Path("reconstructions")),
+        )
+
+    about = "Input, masked input, reconstruction; by default with the masks of the run."
+    job = _as_the_run(args, "reconstruct", about, options, ReconstructConfig(), verbs.run_masks)
+    stems = [Path(video).stem for video in job.videos]
+    same = sorted({stem for stem in stems if stems.count(stem) > 1})
+    if same:
+        raise TubeletError(
+            f"Several videos are called {', '.join(same)}, and their pictures would overwrite one "
+            "another: draw them into different folders, with --out."
+        )
+    model, name = verbs.masked_model(job.run), Path(job.run).name
+    for video in job.videos:
+        made = verbs.reconstruct(model, video, out=job.out, config=job.config, name=name)
+        print(made.strip, *([made.animation] if made.animation else []), sep="\n")
+    return 0

@@ -1,0 +1,71 @@
+"""What the verbs share: options from dataclasses, progress on a terminal, files of results."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tubelet.errors import TubeletError
+
+Args = TypeVar("Args")
+Given = tyro.conf.Positional
+EXIT_ERROR, EXIT_BUG, EXIT_INTERRUPTED = 1, 70, 130
+
+
+def parse(kind: Callable[..., Args], args: Sequence[str], verb: str, about: str) -> Args:
+    """The arguments of a verb as an object of `kind`; ends the process on `--help` and bad ones."""
+    return tyro.cli(kind, args=args, prog=f"tubelet {verb}", description=about)
+
+
+def options_of(name: str, config: Any, *fields: tuple[Any, ...]) -> type:
+    """Options of a verb: its own, then those of a config, with this config's values as defaults."""
+    flat = Annotated[type(config), tyro.conf.arg(name="")]
+    return dataclasses.make_dataclass(name, [*fields, ("config", flat, config)], frozen=True)
+
+
+def option(kind: Any, text: str, *more: Any) -> Any:
+    """The type of a field of options, with its help."""
+    return Annotated[(kind, tyro.conf.arg(help=text), *more)]
+
+
+def say(text: str) -> None:
+    """Prints, from the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)
+
+
+def write_json(path: Path | None, text: str) -> None:
+    """Writes a report where a path was given, and prints where."""
+    if path is None:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise TubeletError(f"{path} cannot be written: {error.strerror or error}.") from error
+    print(path)
+
+
+@contextmanager
+def bar(what: str, unit: str) -> Generator[Callable[[float, float], None] | None, None, None]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    columns = [
+        TextColumn(what),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+    ]
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done, of: shown.update(task, completed=done, total=of)

@@ -1,0 +1,127 @@
+"""Verbs that train, and the list of what there is: pretrain, finetune, list."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from tubelet.cli.parsing import parse, say
+from tubelet.errors import TubeletError
+
+
+def _job(run: Any) -> type:
+    """The options of a run, with where it writes."""
+    flat = tyro.conf.arg(name="")
+    return dataclasses.make_dataclass(
+        "Job",
+        [
+            ("out", Annotated[Path, tyro.conf.arg(help="Folder of the run.")]),
+            (
+                "resume",
+                Annotated[bool, tyro.conf.arg(help="Go on from the newest checkpoint in --out.")],
+                False,
+            ),
+            ("run", Annotated[type(run), flat], run),
+        ],
+        frozen=True,
+    )
+
+
+def _pop(args: list[str], flag: str) -> str:
+    """Takes `flag VALUE` or `flag=VALUE` out of the arguments -> VALUE, or ""."""
+    for i, arg in enumerate(args):
+        if arg == flag and i + 1 < len(args):
+            del args[i]
+            return args.pop(i)
+        if arg.startswith(flag + "="):
+            return args.pop(i).partition("=")[2]
+    return ""
+
+
+def _named(args: list[str], verb: str, kind: type) -> tuple[Any, str]:
+    """The run that the arguments begin with, or name by --from -> (run or None, its name).
+
+    Both are taken out of the arguments.
+    """
+    from tubelet.methods.run import find, from_config
+
+    repeated = _pop(args, "--from")
+    name = args.pop(0) if args and not args[0].startswith("-") else ""
+    if name and repeated:
+        raise TubeletError(f"Both a run, {name}, and --from {repeated} were given: choose one.")
+    if not name and not repeated:
+        return None, verb
+    run = find(name) if name else from_config(repeated)
+    if not isinstance(run, kind):
+        other = "pretrain" if verb == "finetune" else "finetune"
+        raise TubeletError(f"{name or repeated} is a run for `tubelet {other}`.")
+    return run, f"{verb} {name}" if name else f"{verb} --from {repeated}"
+
+
+def pretrain(args: list[str]) -> int:
+    """Learn from videos without labels: tubelet pretrain videomae:base_k400 --data videos/ --out runs/a"""
+    from tubelet import verbs
+    from tubelet.methods.run import Pretraining, find
+
+    run, called = _named(args, "pretrain", Pretraining)
+    run = run or find("videomae:base_k400")
+    about = _about(run, "Masked pretraining. `tubelet list` shows the named runs.")
+    job: Any = parse(_job(run), args, called, about)
+    out = verbs.pretrain(job.run, out=job.out, resume=job.resume)
+    say(f"done: {out}    next: tubelet finetune --weights {out} --data LABELLED --out runs/NAME")
+    return 0
+
+
+def finetune(args: list[str]) -> int:
+    """Train a pretrained encoder on labels: tubelet finetune --weights runs/a --data labelled/ --out runs/b"""
+    from tubelet import verbs
+    from tubelet.methods.finetune import Finetune
+
+    run, called = _named(args, "finetune", Finetune)
+    about = _about(run, "Supervised fine-tuning. `tubelet list` shows the named runs.")
+    job: Any = parse(_job(run or Finetune()), args, called, about)
+    if run is None and job.run.weights:  # once more, with the clips and the size of the weights
+        job = parse(_job(verbs.finetune_from(job.run.weights)), args, called, about)
+    out = verbs.finetune(job.run, out=job.out, resume=job.resume)
+    say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
+    return 0
+
+
+def _about(run: Any, text: str) -> str:
+    lines = [text]
+    if run is None:
+        return text
+    if run.source:
+        lines.append(f"Source: {run.source}.")
+    if run.published:
+        lines.append(f"Published: {run.published}.")
+    return " ".join(lines)
+
+
+def list_runs(args: list[str]) -> int:
+    """The named runs, with their source and the published result."""
+    from rich.table import Table
+
+    from tubelet.methods.run import named_runs
+
+    parse(lambda: None, args, "list", list_runs.__doc__ or "")
+    table = Table("run", "batch", "epochs", "lr /256", "clip", "published", "source")
+    for name, run in named_runs().items():
+        clip = run.clip
+        rate = f"x{clip.sampling_rate}" if clip.sampling == "dense" else " uniform"
+        table.add_row(
+            name,
+            str(run.train.batch_size),
+            f"{run.train.epochs:g}",
+            f"{run.train.lr:g}",
+            f"{clip.num_frames}{rate}",
+            run.published,
+            run.source,
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    return 0
