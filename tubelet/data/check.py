@@ -250,7 +250,7 @@ def _find_faults(
 
 def frames_needed(spec: ClipSpec, fps: float) -> int:
     """Frames below which a clip repeats some: its span ("dense", "seconds"), or one a segment."""
-    if spec.sampling == "uniform":
+    if spec.sampling == "uniform" or spec.num_frames == 1:
         return spec.num_frames
     if spec.sampling == "seconds":
         return max(spec.num_frames, round(spec.seconds * fps))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +30,12 @@ __all__ = ["IMAGES", "DecodeError", "Decoder", "Video", "VideoInfo", "available_
 
 Decoder = Literal["pyav", "torchcodec"]
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+# What Pillow raises for files that are damaged, no picture, or so large that they may be an attack.
+_NO_PICTURE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error),
+)
 
 
 class _Source(Protocol):
@@ -150,16 +158,14 @@ class _Picture:
     def __init__(self, path: str) -> None:
         try:
             with Image.open(path) as image:
-                if getattr(image, "n_frames", 1) > 1:
+                # MPO is what some cameras call .jpg: the picture, and smaller copies behind it.
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                     raise DecodeError(
                         path, "it is an animation in a picture's format: convert it to .mp4."
                     )
                 kind, mode = str(image.format).lower(), image.mode
-                upright = ImageOps.exif_transpose(image)
-                if upright.mode.startswith("I"):  # 16 bits of grey
-                    upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-                self._pixels = np.asarray(upright.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                self._pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
+        except _NO_PICTURE as error:
             raise DecodeError(path, f"it cannot be read as a picture ({error}).") from error
         height, width, _ = self._pixels.shape
         self.info = VideoInfo(1, 1.0, 1.0, height, width, kind, mode, 0)
@@ -171,6 +177,21 @@ class _Picture:
 
     def close(self) -> None:
         pass
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB: 16 bits lose the lower 8, what is transparent shows white behind it."""
+    if image.mode.startswith("I"):
+        deep = np.asarray(image)
+        if deep.min() < 0 or deep.max() > 65535:
+            raise ValueError(f"grey values from {deep.min()} to {deep.max()}, beyond 16 bits")
+        image = Image.fromarray((deep >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("fractions as grey values, of which white is not known")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
 def _torchcodec() -> Any:
