@@ -25,9 +25,10 @@ MAY_IMPORT = {
     # What scores or draws videos has to read them, and to choose a device as training does.
     "tasks": NETWORKS | {"model", "data", "train"},
     "probes": NETWORKS | {"model"},
-    "analysis": NETWORKS | {"model", "data", "train"},
+    # What draws results draws their intervals, which the probes' results have too.
+    "analysis": NETWORKS | {"model", "data", "train", "probes"},
     "zoo": NETWORKS | {"model", "interop", "methods", "train"},
-    "teachers": NETWORKS | {"model", "interop", "zoo"},
+    "teachers": NETWORKS | {"model", "interop", "zoo", "train"},
 }
 ABOVE = {"verbs", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below
 

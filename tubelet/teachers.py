@@ -2,30 +2,84 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from tubelet import zoo
-from tubelet.backbones.positions import PositionMode
+from tubelet.backbones.positions import PositionKind, PositionMode
 from tubelet.backbones.vit import ViT
 from tubelet.errors import TubeletError
+from tubelet.interop import huggingface_teacher as huggingface
+from tubelet.interop import published
 from tubelet.model import MaskedModel
 from tubelet.targets.features import Features, Teacher
+from tubelet.train.checkpoint import apply_weights
 
 
-def load_teacher(source: str | Path, *, positions: PositionMode = "interpolate") -> Teacher:
-    """A run folder or checkpoint -> its encoder as a teacher.
+def load_teacher(
+    source: str | Path,
+    *,
+    positions: PositionMode = "interpolate",
+    position: PositionKind | None = None,
+    heads: int | None = None,
+    trained: tuple[int, int, int] | None = None,
+) -> Teacher:
+    """A network by where it is -> a teacher; whatever does not fit is an error.
 
-    `positions`: how the encoder takes another size than the one that it was trained at.
+    Args:
+        source: a run folder or checkpoint of ours; a published file of VideoMAE, MVD or image MAE
+            (.pth, .pt, .bin, .safetensors, or DeepSpeed's folder); the local folder of a Hugging
+            Face model; or `./mine.py:function`, which returns a `Teacher`.
+        positions: how an encoder of ours or a published one takes another size than the one
+            that it was trained at.
+        position: kind of a published file's positions, where the file does not tell it.
+        heads: of a published file's attention, where its width is none of the published.
+        trained: frames, height and width of a published file's clips, where not 16x224x224.
     """
-    vit, _ = zoo.encoder_of(source)
+    module, colon, function = str(source).rpartition(":")
+    told = {"position": position, "heads": heads, "trained": trained}
+    if colon and module.endswith(".py"):
+        _untold(source, told)
+        return _of_function(Path(module), function)
+    path = Path(source)
+    if not path.exists():
+        raise TubeletError(
+            f"There is no teacher at {source}. Expected a run's folder, a checkpoint, a file of "
+            f"published weights ({', '.join(published.SUFFIXES)}), the local folder of a Hugging Face "
+            "model, or ./mine.py:function."
+        )
+    if _is_published(path):
+        vit = published_encoder(path, **told)
+    else:
+        _untold(source, told)
+        if path.is_dir() and huggingface.is_folder(path):
+            return huggingface.load_folder(path)
+        vit, _ = zoo.encoder_of(path)
     vit.positions.mode = positions
     return teacher_of(vit, name=str(source))
+
+
+def _untold(source: str | Path, told: Mapping[str, Any]) -> None:
+    given = [name for name, value in told.items() if value is not None]
+    if given:
+        raise TubeletError(
+            f"{source} says its {' and '.join(given)} itself: leave {'that' if len(given) == 1 else 'them'} "
+            "out. They are for published files, which do not."
+        )
+
+
+def published_encoder(path: Path, **told: Any) -> ViT:
+    """A published file -> its encoder, without the last norm; see `published.read_encoder`."""
+    found = published.read_encoder(path, **told)
+    vit = ViT(found.shape, trained=found.trained, in_chans=found.in_chans, final_norm=False)
+    apply_weights(vit, found.weights, path)
+    return vit
 
 
 def teacher_of(vit: ViT, *, name: str = "") -> Teacher:
@@ -39,7 +93,6 @@ def teacher_of(vit: ViT, *, name: str = "") -> Teacher:
         mean=(0.0,) * vit.in_chans,  # it normalises by itself
         std=(1.0,) * vit.in_chans,
         name=name,
-        digest=digest(vit),
     )
 
 
@@ -47,8 +100,47 @@ def _block(vit: ViT, x: Tensor, layer: int) -> Tensor:
     return vit(x, layers=[layer], norm=False).layers[0]
 
 
+def _is_published(path: Path) -> bool:
+    """Whether these are the weights of others; ours are safetensors with a header."""
+    if path.is_dir():
+        return (path / published.DEEPSPEED).is_file()
+    if path.suffix != ".safetensors":
+        return path.suffix in published.SUFFIXES
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "tubelet" not in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False  # the reader of ours says what is wrong
+
+
+def _of_function(file: Path, function: str) -> Teacher:
+    """`file`:`function` -> the teacher that it returns."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise TubeletError(f"There is no file {file} to take a teacher from.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, function, None)
+    if not callable(make):
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == file.stem]
+        raise TubeletError(
+            f"{file} has no function {function!r}. It has: {', '.join(own) or 'none'}."
+        )
+    made = make()
+    if not isinstance(made, Teacher):
+        raise TubeletError(
+            f"{file}:{function} returned {type(made).__name__}: expected a "
+            "tubelet.targets.features.Teacher."
+        )
+    return made
+
+
 def connect(model: MaskedModel, teachers: Mapping[str, Teacher]) -> dict[str, tuple[int, int]]:
-    """Gives the branches their teachers -> the views that these want beside the student's clip."""
+    """Gives the branches their teachers -> the views that these want beside the student's clip.
+
+    A teacher that is no encoder of ours is tried on one black clip: what it says of its tokens
+    has to be true before the first step.
+    """
     views: dict[str, tuple[int, int]] = {}
     for name, teacher in teachers.items():
         target: Any = getattr(model.branches[name], "target", None)
@@ -56,16 +148,31 @@ def connect(model: MaskedModel, teachers: Mapping[str, Teacher]) -> dict[str, tu
             raise TubeletError(
                 f"The branch {name} learns from {type(target).__name__}, no teacher."
             )
+        channels = model.backbone.in_chans
+        if len(teacher.mean) != channels:
+            raise TubeletError(
+                f"The teacher {teacher.name} takes {len(teacher.mean)} channels, and the student's "
+                f"clips have {channels} (--in-chans): both must see the same pixels."
+            )
         target.connect(teacher)
+        if not isinstance(teacher.module, ViT):
+            _try(target, teacher, channels)
         if target.view_size is not None:
             views[target.view] = target.view_size
     return views
 
 
-def digest(module: nn.Module) -> str:
-    """A hash of all weights with their names: 16 hex digits."""
-    found = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(module.state_dict().items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
-    return found.hexdigest()
+def _try(target: Features, teacher: Teacher, channels: int) -> None:
+    frames, *size = target.clip_shape
+    black = torch.zeros(1, channels, frames, *(target.view_size or size))
+    try:
+        target(black.to(teacher.mean.device))
+    except TubeletError:
+        raise
+    except Exception as error:
+        shape = "x".join(map(str, black.shape[2:]))
+        raise TubeletError(
+            f"The teacher {teacher.name} ({type(teacher.module).__name__}) failed on a clip of "
+            f"{shape} in layout {teacher.layout}: {type(error).__name__}: {error}. State its layout, "
+            "size and num_frames as they are."
+        ) from error

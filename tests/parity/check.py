@@ -1,9 +1,11 @@
 """Compare tubelet with reference numbers: `python tests/parity/check.py DIR [DIR ...]`.
 
 DIR holds `config.json`, `weights.safetensors` (published names) and `io.safetensors` (inputs,
-outputs, losses, `grad.<published name>`), as described in tests/golden/README.md. Every tensor of
-`io.safetensors` is an input or is compared; one without a counterpart is a failure. The error of
-a tensor is its largest absolute difference over the reference's largest absolute value.
+outputs, losses, `grad.<published name>`), as described in tests/golden/README.md; for MVD also
+`image_teacher.safetensors` and `video_teacher.safetensors`. Every tensor of `io.safetensors` is an
+input or is compared; one without a counterpart is a failure. The error of a tensor is its largest
+absolute difference over the reference's largest absolute value. Position tables among the weights
+are fixed: they are named as not loaded, and one that is not equal to ours stops the check.
 Exit code 1 if any error is above the tolerance.
 """
 
@@ -13,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +25,51 @@ from torch import Tensor
 
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint
-from tubelet.interop import videomae
+from tubelet.interop import mae, mvd, videomae
 from tubelet.interop.names import Table, renamed
 from tubelet.losses import mse
 from tubelet.masks import pack
+from tubelet.methods.mae import ImageMAE
+from tubelet.methods.mvd import MVD, Distilled
 from tubelet.model import Branch, Classifier, MaskedModel
+from tubelet.shapes import ClipSpec
 from tubelet.targets.pixels import Pixels
+from tubelet.teachers import connect, load_teacher
 from tubelet.train.checkpoint import apply_weights
 
-Case = Callable[[dict[str, Any], Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]]
+
+@dataclass(frozen=True)
+class Given:
+    """What a folder holds."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: Mapping[str, Tensor]
+    io: Mapping[str, Tensor]
+
+
+Case = Callable[[Given], dict[str, Tensor]]
 KINDS = {"sinusoid-1d-flattened": "sinusoid_1d", "sincos-3d-separable": "sincos_3d"}
 
 
-def vit(config: dict[str, Any], **options: Any) -> ViT:
+def shape_of(config: dict[str, Any], **options: Any) -> ViTShape:
     encoder = config["encoder"]
-    shape = ViTShape(
+    return ViTShape(
         encoder["dim"],
         encoder["depth"],
         encoder["heads"],
         config["mlp_ratio"],
         config["patch_size"],
         config["tubelet_size"],
-        position=KINDS[config["pos_embed"]],  # pyright: ignore[reportArgumentType]
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
+        **options,
     )
+
+
+def vit(config: dict[str, Any], **options: Any) -> ViT:
     return ViT(
-        shape,
+        shape_of(config, position=KINDS[config["pos_embed"]]),
         trained=(config["num_frames"], config["img_size"], config["img_size"]),
         in_chans=config["in_chans"],
         **options,
@@ -61,26 +82,39 @@ def unit_range(clip: Tensor, config: dict[str, Any]) -> Tensor:
     return clip * std + mean
 
 
-def gradients(model: torch.nn.Module, table: Table) -> dict[str, Tensor]:
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {f"grad.{name}": grad for name, grad in renamed(grads, table, back=True).items()}
+def clips_of(config: dict[str, Any]) -> ClipSpec:
+    return ClipSpec(num_frames=config["num_frames"], size=(config["img_size"],) * 2)
 
 
-def videomae_pretrain(
-    config: dict[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    backbone = vit(config)
+def decoder_of(config: dict[str, Any]) -> DecoderShape:
     size = config["decoder"]
+    return DecoderShape(size["dim"], size["depth"], size["heads"])
+
+
+def gradients(
+    model: torch.nn.Module, names_back: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {f"grad.{name}": grad for name, grad in names_back(grads).items()}
+
+
+def backwards(table: Table) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
+    return lambda state: renamed(state, table, back=True)
+
+
+def videomae_pretrain(given: Given) -> dict[str, Tensor]:
+    config, io = given.config, given.io
+    backbone = vit(config)
     decoder = Joint(
         backbone.dim,
         config["in_chans"] * config["tubelet_size"] * config["patch_size"] ** 2,
-        DecoderShape(size["dim"], size["depth"], size["heads"]),
+        decoder_of(config),
         trained=backbone.grid,
         position=backbone.shape.position,
     )
     target = Pixels(backbone.patch, config["in_chans"])
     model = MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])
-    apply_weights(model, renamed(weights, videomae.PRETRAIN), "the case")
+    apply_weights(model, renamed(given.weights, videomae.PRETRAIN), "the case")
     clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None])
     total, weight = model(clip, masks)["loss"]
     loss = total / weight
@@ -89,28 +123,93 @@ def videomae_pretrain(
         "pred": model.predict(clip, masks)["pixels"],
         "target": target(clip, masks.asked.flatten(1)),
         "loss": loss.reshape(1),
-        **gradients(model, videomae.PRETRAIN),
+        **gradients(model, backwards(videomae.PRETRAIN)),
     }
 
 
-def classifier(
-    config: dict[str, Any], weights: Mapping[str, Tensor], io: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def mvd_pretrain(given: Given) -> dict[str, Tensor]:
+    config, io = given.config, given.io
+    frames, side = config["num_frames"], config["img_size"]
+    run = MVD(
+        clip=clips_of(config),
+        encoder=shape_of(config, position=KINDS[config["pos_embed"]]),
+        decoder=decoder_of(config),
+        drop_path=0.0,
+        image=Distilled(width=config["image_teacher"]["dim"]),
+        video=Distilled(width=config["video_teacher"]["dim"]),
+    )
+    model = run.model()
+    apply_weights(model, mvd.from_published(given.weights, model), "the case")
+    # The image teacher's file tells its size, by its table; the video teacher's does not.
+    trained = {"image": None, "video": (frames, side, side)}
+    teachers = {
+        name: load_teacher(
+            given.folder / f"{name}_teacher.safetensors",
+            heads=config[f"{name}_teacher"]["heads"],
+            trained=size,
+        )
+        for name, size in trained.items()
+    }
+    connect(model, teachers)
+    print(f"  not loaded, equal to ours: {', '.join(mvd.TABLES)}, image_teacher's pos_embed")
+    clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None])
+    terms = model(clip, masks)
+    (terms["loss"][0] / terms["loss"][1]).backward()
+    found = gradients(model, backwards(mvd.PRETRAIN))
+    for name, pred in model.predict(clip, masks).items():
+        total, weight = terms[name]
+        found[f"pred_{name}"] = pred
+        found[f"loss_{name}"] = (total / weight).reshape(1)
+        found[f"teacher_{name}"] = model.branches[name].target(clip)  # pyright: ignore
+    return found
+
+
+def image_mae_pretrain(given: Given) -> dict[str, Tensor]:
+    config, io = given.config, given.io
+    run = ImageMAE(
+        clip=clips_of(config),
+        encoder=shape_of(config, position="sincos_2d", class_token=True),
+        decoder=decoder_of(config),
+        normalise_target=config["norm_pix_loss"],
+    )
+    model = run.model()
+    apply_weights(model, mae.from_published(given.weights, model), "the case")
+    print(f"  not loaded, equal to ours: {', '.join(mae.TABLES)}")
+    clip = unit_range(io["image"].unsqueeze(2), config)
+    hidden = io["mask"][:, None].bool()
+    masks = pack(hidden, torch.ones_like(hidden))  # all are predicted, the hidden ones count
+    total, _ = model(clip, masks)["loss"]
+    loss = total / hidden.sum()
+    loss.backward()
+    return {
+        "pred": model.predict(clip, masks)["pixels"],
+        "loss": loss.reshape(1),
+        **gradients(model, mae.names_back),
+    }
+
+
+def classifier(given: Given) -> dict[str, Tensor]:
+    config = given.config
     model = Classifier(vit(config, final_norm=False), config["num_classes"]).eval()
-    apply_weights(model, renamed(weights, videomae.CLASSIFIER), "the case")
-    clip = unit_range(io["clip"], config)
+    apply_weights(model, renamed(given.weights, videomae.CLASSIFIER), "the case")
+    clip = unit_range(given.io["clip"], config)
     tokens = model.forward_features(clip)
     logits = model(clip)
     logits.square().sum().backward()  # gradients of a case are those of this sum, where it has any
     return {
         "features": model.forward_head(tokens, pre_logits=True),
         "logits": logits,
-        **gradients(model, videomae.CLASSIFIER),
+        **gradients(model, backwards(videomae.CLASSIFIER)),
     }
 
 
-INPUTS = {"clip", "mask"}
-CASES: dict[str, Case] = {"videomae": videomae_pretrain, "classifier": classifier}
+INPUTS = {"clip", "image", "mask"}
+CASES: dict[str, Case] = {
+    "videomae": videomae_pretrain,
+    "mvd": mvd_pretrain,
+    "image_mae": image_mae_pretrain,
+    "classifier": classifier,
+}
 
 
 def compare(folder: Path) -> dict[str, float]:
@@ -119,7 +218,8 @@ def compare(folder: Path) -> dict[str, float]:
     if config.get("method") not in CASES:
         raise SystemExit(f"{folder}: method {config.get('method')!r} is none of {sorted(CASES)}")
     io = load_file(folder / "io.safetensors")
-    ours = CASES[config["method"]](config, load_file(folder / "weights.safetensors"), io)
+    weights = load_file(folder / "weights.safetensors")
+    ours = CASES[config["method"]](Given(folder, config, weights, io))
     errors = {}
     for name in sorted(set(io) - INPUTS):
         mine = ours.get(name)

@@ -19,10 +19,31 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
 
 def test_every_case_is_within_the_tolerance() -> None:
     cases = sorted(path.parent for path in GOLDEN.glob("*/config.json"))
-    assert len(cases) >= 3
+    assert len(cases) >= 5
     done = run(*cases)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok  ") >= 13
+    assert done.stdout.count("ok  ") >= 34
+
+
+@pytest.mark.parametrize(
+    ("case", "file", "table"),
+    [
+        ("mvd_pretrain", "weights", "pos_embed_vid"),
+        ("mvd_pretrain", "image_teacher", "pos_embed"),
+        ("image_mae_pretrain", "weights", "decoder_pos_embed"),
+    ],
+)
+def test_a_position_table_that_is_not_ours_fails(
+    tmp_path: Path, case: str, file: str, table: str
+) -> None:
+    assert "not loaded, equal to ours: pos_embed" in run(GOLDEN / case).stdout
+    copy = shutil.copytree(GOLDEN / case, tmp_path / "case")
+    weights = load_file(copy / f"{file}.safetensors")
+    weights[table][0, 3, 5] += 1e-3
+    save_file(weights, copy / f"{file}.safetensors")
+    done = run(copy)
+    assert done.returncode == 1
+    assert f"{table} is not the fixed one" in done.stderr
 
 
 @pytest.mark.parametrize("damage", ["value", "extra"])

@@ -17,7 +17,7 @@ import tyro
 from torch import Tensor
 
 from tubelet import losses, masks
-from tubelet.backbones.positions import PositionMode
+from tubelet.backbones.positions import PositionKind, PositionMode
 from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint, Mlp
 from tubelet.errors import TubeletError
@@ -50,6 +50,8 @@ class Distilled:
     the student's."""
     positions: PositionMode = "interpolate"
     """How a teacher of ours takes another size than the one it was trained at."""
+    position: PositionKind | None = None
+    """Kind of positions of a published file that does not tell: a fine-tuned one."""
     precision: Precision = "auto"
     """Of the teacher; auto: bf16 on a GPU, else float32."""
     momentum: float = 0.999
@@ -111,7 +113,8 @@ class MVD(Pretraining):
 
     def teacher_options(self, branch: str) -> dict[str, Any]:
         """How the teacher of a branch is loaded."""
-        return {"positions": self.distilled()[branch].positions}
+        one = self.distilled()[branch]
+        return {"positions": one.positions, "position": one.position}
 
     def fitted(self, widths: Mapping[str, int]) -> Self:
         """The run with the widths of its teachers where it left them open."""

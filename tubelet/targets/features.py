@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -44,11 +45,11 @@ class Teacher(nn.Module):
         mean, std: its normalisation of pixels in [0,1], one value a channel. Must be given; a
             module that normalises by itself has mean 0 and std 1.
         layout: of what the module takes: "BCTHW" or "BTCHW" for clips, "BCHW" for images.
-        size: (height, width) that it takes; None: the student's.
+        size: (height, width) that it takes, where it cannot take others.
         num_frames: frames that it takes, where it cannot take others.
         prefix: tokens in front that are no patch (class token, registers).
         name: where it comes from, for messages.
-        digest: a hash of its weights, for the header.
+        digest: a hash of its weights, for the header; default: made here.
     """
 
     mean: Tensor
@@ -93,7 +94,7 @@ class Teacher(nn.Module):
         self.num_frames = num_frames
         self.prefix = prefix
         self.name = name
-        self.digest = digest
+        self.digest = digest or digest_of(module)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         self.module._apply(fn, recurse)
@@ -187,6 +188,12 @@ class Features(nn.Module):
                 f"predicts {self.width}: choose the run for a teacher of that size, or let the width be "
                 f"the teacher's (--image.width 0, --video.width 0)."
             )
+        if self.size and teacher.size and self.size != teacher.size:
+            raise TubeletError(
+                f"The teacher {teacher.name} takes {teacher.size[0]}x{teacher.size[1]} pixels and no "
+                f"others, and this model asks it for {self.size[0]}x{self.size[1]} (--image.size, "
+                "--video.size): leave that out."
+            )
         size = self.size or teacher.size or (own[0], own[1])
         try:
             self.teacher_grid = teacher.grid_for(self.grid.t, frames, *size)
@@ -249,6 +256,15 @@ def resize_features(features: Tensor, grid: Grid, to: Grid) -> Tensor:
     """[B,n,P] over `grid` -> [B,N,P] over `to`, linear on the three axes (half-pixel centres)."""
     volume = features.float().transpose(1, 2).unflatten(2, tuple(grid))
     return F.interpolate(volume, size=tuple(to), mode="trilinear").flatten(2).transpose(1, 2)
+
+
+def digest_of(module: nn.Module) -> str:
+    """A hash of all weights with their names: 16 hex digits."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        found.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def lower(module: nn.Module) -> None:
