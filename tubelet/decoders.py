@@ -77,8 +77,11 @@ class Joint(nn.Module):
             x = canvas.scatter(1, tokens.at[..., None].expand_as(visible), visible)
         if tokens.prefix.shape[1]:
             x = torch.cat([self.project(tokens.prefix).to(x.dtype), x], 1)
-        for block in self.blocks:
-            x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
+        # Nothing is predicted but at the queries: the last block computes only those.
+        queries = asked.shape[1] if self.overlap == "query" else None
+        for i, block in enumerate(self.blocks):
+            last = queries if i + 1 == len(self.blocks) else None
+            x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing, last=last)
         if self.overlap == "query":
             x = x[:, -asked.shape[1] :]
         else:

@@ -81,9 +81,13 @@ class VideoModel(nn.Module):
         return self.backbone(clip, mask, layers=layers, norm=norm)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass: less memory, about a third more time."""
+        """Recompute each block in the backward pass: less memory, about a third more time.
+
+        Frozen parts have none.
+        """
         for part in self.modules():
-            if part is not self and hasattr(part, "set_grad_checkpointing"):
+            trained = any(p.requires_grad for p in part.parameters())
+            if part is not self and trained and hasattr(part, "set_grad_checkpointing"):
                 part.set_grad_checkpointing(enable)  # pyright: ignore[reportCallIssue]
 
     def no_weight_decay(self) -> set[str]:

@@ -90,11 +90,19 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,L,D] -> [B,L,D]."""
+    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
+        """[B,L,D] -> [B,L,D]; with `last`, of the last so many tokens only: [B,last,D].
+
+        All tokens are attended to.
+        """
+        weight, dim = self.qkv.weight, x.shape[-1]
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if last is None:
+            parts = F.linear(x, weight, bias).chunk(3, -1)
+        else:
+            queries = F.linear(x[:, -last:], weight[:dim], bias[:dim])
+            parts = (queries, *F.linear(x, weight[dim:], bias[dim:]).chunk(2, -1))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -123,9 +131,13 @@ class Block(nn.Module):
         self.drop1 = DropPath(drop_path, 2 * salt)
         self.drop2 = DropPath(drop_path, 2 * salt + 1)
 
-    def forward(self, x: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """[B,L,D], seeds int64 [B] -> [B,L,D]."""
-        x = x + self.drop1(self.attn(self.norm1(x)), seeds)
+    def forward(self, x: Tensor, seeds: Tensor | None = None, last: int | None = None) -> Tensor:
+        """[B,L,D], seeds int64 [B] -> [B,L,D]; with `last`, only the last so many tokens of it.
+
+        Equal to cutting them out of the whole, without computing the rest.
+        """
+        attended = self.attn(self.norm1(x), last)
+        x = (x if last is None else x[:, -last:]) + self.drop1(attended, seeds)
         return x + self.drop2(self.mlp(self.norm2(x)), seeds)
 
 
@@ -139,11 +151,18 @@ def blocks(
     )
 
 
-def run_block(block: nn.Module, x: Tensor, seeds: Tensor | None, *, recompute: bool) -> Tensor:
+def run_block(
+    block: nn.Module,
+    x: Tensor,
+    seeds: Tensor | None,
+    *,
+    recompute: bool,
+    last: int | None = None,
+) -> Tensor:
     """The block's output; with `recompute` its inside is computed again in the backward pass."""
     if recompute and block.training and torch.is_grad_enabled():
-        return checkpoint(block, x, seeds, use_reentrant=False)
-    return block(x, seeds)
+        return checkpoint(block, x, seeds, last, use_reentrant=False)
+    return block(x, seeds, last)
 
 
 def init_xavier(module: nn.Module) -> None:

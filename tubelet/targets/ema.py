@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from tubelet.targets.features import select
 
@@ -48,7 +49,13 @@ class Bootstrap(nn.Module):
 
     @torch.no_grad()
     def move(self, backbone: nn.Module) -> None:
-        """average = momentum * average + (1 - momentum) * student."""
-        own: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(backbone.parameters())
-        torch._foreach_lerp_(own, theirs, 1 - self.momentum)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+        """average = momentum * average + (1 - momentum) * student.
+
+        Both are split alike where processes share them (FSDP2): each moves its own part.
+        """
+        torch._foreach_lerp_(_parts(self.network), _parts(backbone), 1 - self.momentum)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+
+
+def _parts(module: nn.Module) -> list[Tensor]:
+    """What this process holds of the weights."""
+    return [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]

@@ -114,8 +114,9 @@ def wrap(
     if checkpoint_blocks:
         _checkpoint_blocks(model)
     if compile:
-        for block in _blocks(model):
-            block.compile()
+        for part in _with_frozen(model):
+            for block in _blocks(part):
+                block.compile()
     if place.world == 1:
         return model
     for tensor in chain(model.parameters(), model.buffers()):
@@ -207,6 +208,16 @@ def on_main(place: Place, act: Callable[[], Any]) -> Any:
     return result
 
 
+def _with_frozen(model: nn.Module) -> Iterable[nn.Module]:
+    """The model, and the networks that it only reads: teachers keep theirs, as `module`, out of
+    their submodules, so that nothing saves, trains or splits them."""
+    yield model
+    for part in model.modules():
+        read = part.__dict__.get("module")
+        if isinstance(read, nn.Module):
+            yield read
+
+
 def _blocks(model: nn.Module) -> Iterable[nn.Module]:
     """The blocks of every backbone and decoder within: the elements of each list `blocks`."""
     for module in model.modules():
@@ -216,7 +227,12 @@ def _blocks(model: nn.Module) -> Iterable[nn.Module]:
 
 
 def _checkpoint_blocks(model: nn.Module) -> None:
-    found = [m for m in model.modules() if callable(getattr(m, "set_grad_checkpointing", None))]
+    found = [
+        m
+        for m in model.modules()
+        if callable(getattr(m, "set_grad_checkpointing", None))
+        and any(p.requires_grad for p in m.parameters())
+    ]
     for module in found:
         module.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
     if not found:
