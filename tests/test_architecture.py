@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "analysis": NETWORKS | {"model", "data", "train", "probes"},
     "zoo": NETWORKS | {"model", "interop", "methods", "train"},
     "teachers": NETWORKS | {"model", "interop", "zoo", "train"},
+    "feature_cache": NETWORKS | {"model", "methods", "data", "train", "teachers"},
 }
 ABOVE = {"verbs", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below
 

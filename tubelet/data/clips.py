@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tubelet.data.cache import FeatureCache, one_sample_a_video
 from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
 from tubelet.data.lists import Kind, VideoList, as_target
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
@@ -96,6 +97,8 @@ class ClipDataset(Dataset[list[Sample]]):
         asked: (rng, hidden) -> asked bool [k,N]; None: what is hidden is asked for.
         decoder: "pyav" or "torchcodec".
         max_unreadable: share of the list above which a run stops; see `loader.Unreadable`.
+        features: a cache: frames and crop of epoch e are those of epoch e % crops, and their
+            features come as further views, float16 [N,P]. Masks and seeds are the true epoch's.
     """
 
     def __init__(
@@ -111,11 +114,14 @@ class ClipDataset(Dataset[list[Sample]]):
         asked: AskedDraw | None = None,
         decoder: Decoder = "pyav",
         max_unreadable: float = 0.01,
+        features: FeatureCache | None = None,
     ) -> None:
         if num_sample < 1:
             raise TubeletError(
                 f"num_sample is {num_sample}: expected 1 or more repeats of a video."
             )
+        if features is not None:
+            one_sample_a_video(num_sample)
         self.videos = Table(videos)
         self.spec = spec
         self.augment = augment
@@ -126,12 +132,14 @@ class ClipDataset(Dataset[list[Sample]]):
         self.asked = asked
         self.decoder: Decoder = usable(decoder)
         self.max_unreadable = max_unreadable
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.videos)
 
     def __getitem__(self, key: Key) -> list[Sample]:
-        rng = rng_for(self.seed, key.epoch, key.index)
+        crop = key.epoch if self.features is None else key.epoch % self.features.crops
+        rng = rng_for(self.seed, crop, key.index)
         clip, shown, unreadable = self._decode(key.index, rng)
         label = self.videos.target(shown)
         samples = []
@@ -139,6 +147,10 @@ class ClipDataset(Dataset[list[Sample]]):
             if repeat:
                 rng = rng_for(self.seed, key.epoch, key.index, repeat)
             views = augment(clip, self.sizes, self.augment, rng)
+            if self.features is not None:
+                views |= self._cached(self.features, crop, key.index, shown)
+            if crop != key.epoch:  # fixed crops, but other masks in each epoch
+                rng = rng_for(self.seed, key.epoch, key.index)
             hidden = None if self.mask is None else self.mask(rng)
             samples.append(
                 Sample(
@@ -153,6 +165,20 @@ class ClipDataset(Dataset[list[Sample]]):
                 )
             )
         return samples
+
+    def _cached(
+        self, features: FeatureCache, crop: int, index: int, shown: int
+    ) -> dict[str, Tensor]:
+        """The features of an entry, which must be those of the video that is shown."""
+        of, views = features.read(crop, index)
+        if of != shown:
+            raise TubeletError(
+                f"The feature cache {features.folder} has features of {self.videos.path(of)} where "
+                f"now {self.videos.path(shown)} is shown in crop {crop} of "
+                f"{self.videos.path(index)}: a video can be read that could not be read before, or no "
+                "longer. Repair or remove the file, and make the cache anew."
+            )
+        return views
 
     def _decode(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, tuple[str, ...]]:
         """A clip uint8 [T,H,W,C], the index that it shows, and the paths that failed before."""

@@ -78,6 +78,8 @@ class MVD(Pretraining):
     image: Distilled = Distilled()
     video: Distilled = Distilled()
     further: Annotated[tuple[Further, ...], tyro.conf.Suppress] = ()
+    feature_cache: str = ""
+    """A folder that `tubelet cache` made: the features of the teachers, which are then not needed."""
     pixel_weight: float = 0.0
     """Of a branch that predicts normalised pixels, beside the teachers; 0: none."""
     encoder: ViTShape = replace(BASE, position="sincos_3d")
@@ -110,6 +112,10 @@ class MVD(Pretraining):
         given = {"image": self.image_teacher, "video": self.video_teacher}
         given |= {one.name: one.teacher for one in self.further}
         return {name: given[name] for name in self.distilled() if given[name] != EMA}
+
+    @property
+    def cached_features(self) -> str:
+        return self.feature_cache
 
     def teacher_options(self, branch: str) -> dict[str, Any]:
         """How the teacher of a branch is loaded."""

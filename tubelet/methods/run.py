@@ -94,6 +94,11 @@ class Pretraining(Run, ABC):
         """{branch: where its teacher comes from}, of the branches that learn from a network."""
         return {}
 
+    @property
+    def cached_features(self) -> str:
+        """Folder of features that teachers have computed before (`tubelet cache`); "": none."""
+        return ""
+
     def teacher_options(self, branch: str) -> dict[str, Any]:
         """How the teacher of a branch is loaded: options of `tubelet.teachers.load_teacher`."""
         return {}
