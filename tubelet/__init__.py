@@ -6,7 +6,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tubelet.verbs import evaluate, finetune, predict, pretrain, reconstruct
+    from tubelet.verbs import evaluate, finetune, predict, pretrain, reconstruct, similarity
     from tubelet.zoo import create, list_models, load
 
 __version__ = metadata.version("tubelet")
@@ -19,6 +19,7 @@ __all__ = [
     "predict",
     "pretrain",
     "reconstruct",
+    "similarity",
 ]
 
 _HOMES = {"create": "zoo", "list_models": "zoo", "load": "zoo"}

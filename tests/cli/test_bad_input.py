@@ -160,6 +160,42 @@ CASES = [
         ("runs/pre", "tubelet finetune"),
     ),
     Case(
+        "a video too short to compare moments of",
+        "tubelet similarity runs/pre short/brief.mp4 --num-frames 16",
+        ["similarity", "runs/pre", "short/brief.mp4", "--num-frames", "16", "--device", "cpu"],
+        ("brief.mp4 is too short", "of the 16 frames", "--sampling-rate"),
+        lambda folder: write_video(folder / "short/brief.mp4", frames=9),
+    ),
+    Case(
+        "a clip that is one moment to the model",
+        "tubelet similarity runs/pre videos/0.mp4 --num-frames 2",
+        ["similarity", "runs/pre", "videos/0.mp4", "--num-frames", "2", "--device", "cpu"],
+        ("pre sees a clip of 2 frames as one slot of time", "at least 4 frames"),
+    ),
+    Case(
+        "no video that can be compared",
+        "tubelet similarity runs/pre texts/a.mp4 texts/b.mp4",
+        ["similarity", "runs/pre", "texts/a.mp4", "texts/b.mp4", "--device", "cpu"],
+        ("None of the 2 videos has a clip to compare", "a.mp4"),
+        lambda folder: [
+            (folder / "texts").mkdir(exist_ok=True),
+            (folder / "texts/a.mp4").write_text("this is no video\n"),
+            (folder / "texts/b.mp4").write_text("this is no video\n"),
+        ],
+    ),
+    Case(
+        "a video taken for a model",
+        "tubelet similarity runs/pre --with runs/fine videos/0.mp4",
+        ["similarity", "runs/pre", "--with", "runs/fine", "videos/0.mp4"],
+        ("No videos were given", "before --with"),
+    ),
+    Case(
+        "a model compared with itself",
+        "tubelet similarity runs/pre videos --with runs/pre",
+        ["similarity", "runs/pre", "videos", "--with", "runs/pre"],
+        ("runs/pre was given twice",),
+    ),
+    Case(
         "a mistyped option",
         "tubelet pretrain videomae:small_k400 --data videos --out runs/new --mask-ration 0.9",
         [*PRETRAIN, "--data", "videos", "--out", "runs/new", "--mask-ration", "0.9"],

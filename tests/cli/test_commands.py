@@ -306,3 +306,34 @@ def test_an_unexpected_error_is_said_to_be_ours(tubelet, monkeypatch: pytest.Mon
     assert "--debug" in err
     with pytest.raises(ValueError, match="odd"):
         tubelet("list", "--debug")
+
+
+def test_similarity_of_models_side_by_side(tubelet, inside: Path) -> None:
+    args = ["similarity", "runs/pre", "videos", "--with", "runs/fine", "--out", "runs/alike"]
+    code, out, err = tubelet(*args, "--device", "cpu")
+    assert code == 0, err
+    assert "pre" in out
+    assert "fine" in out
+    result = json.loads((inside / "runs/alike/similarity.json").read_text())
+    assert result["clip"]["num_frames"] == 4  # as the run
+    assert result["clip"]["sampling_rate"] == 2
+    assert [model["name"] for model in result["models"]] == ["pre", "fine"]
+    assert len(result["videos"]) == 6
+    code, out, _ = tubelet(
+        *("similarity", "runs/pre", "videos/0.mp4", "--out", "runs/alike", "--num-frames", "8"),
+        *("--device", "cpu", "--sampling-rate", "1"),
+    )
+    assert code == 0
+    assert json.loads((inside / "runs/alike/0.json").read_text())["models"][0]["grid"][0] == 4
+    for name in ("0.png", "0.csv", "similarity.png", "similarity.csv"):
+        assert (inside / "runs/alike" / name).stat().st_size > 0
+
+
+def test_what_similarity_leaves_out_is_said(tubelet, inside: Path) -> None:
+    write_video(inside / "brief/short.mp4", frames=3)
+    code, out, _ = tubelet(
+        *("similarity", "runs/pre", "videos/0.mp4", "brief/short.mp4", "--device", "cpu"),
+        *("--out", "runs/left"),
+    )
+    assert code == 0
+    assert "left out: brief/short.mp4" in out

@@ -20,9 +20,8 @@ from torch import Tensor
 
 from tubelet import masks as draws
 from tubelet.analysis import colours, picture
-from tubelet.data.decode import Video
-from tubelet.data.sampling import centre_frames, rng_for, window_frames
-from tubelet.data.transforms import spatial_views, to_channels
+from tubelet.analysis.clip import read_clip
+from tubelet.data.sampling import rng_for
 from tubelet.errors import TubeletError
 from tubelet.masks import pack
 from tubelet.model import Branch, MaskedModel
@@ -91,7 +90,7 @@ def reconstruct(
             "oracle borrows the true colour and contrast of hidden tubelets, but this model "
             "predicts raw pixels and needs none: leave it out."
         )
-    clip, seconds = _read(Path(video), spec, config)
+    clip, seconds = read_clip(video, spec, config.start_seconds, config.decoder)
     grid = model.backbone.grid_for(*clip.shape[1:])
     hidden = (mask or _mask(config))(grid, rng_for(config.seed, 0, 0))
     device = choose_device(config.device)
@@ -176,28 +175,6 @@ def psnr(made: Tensor, true: Tensor, where: Tensor) -> float:
 def _mask(config: ReconstructConfig) -> MaskFunction:
     draw = {"tube": draws.tube, "random": draws.random, "frame": draws.frame}[config.mask_type]
     return lambda grid, rng: draw(grid, rng, mask_ratio=config.mask_ratio)
-
-
-def _read(
-    path: Path, spec: ClipSpec, config: ReconstructConfig
-) -> tuple[Tensor, tuple[float, ...]]:
-    """-> the centre crop uint8 [C,T,H,W] of the clip, and the moment of each frame."""
-    with Video(path, decoder=config.decoder) as video:
-        info = video.info
-        if config.start_seconds is None:
-            indices = centre_frames(spec, info.frames, info.fps)
-        else:
-            first = int(config.start_seconds * info.fps)
-            if not 0 <= first < info.frames:
-                raise TubeletError(
-                    f"{path} lasts {info.duration_seconds:.2f} s; a clip cannot start at "
-                    f"{config.start_seconds:g} s. Choose a start from 0 to below that."
-                )
-            rest = next(window_frames(spec, info.frames - first, info.fps))[2]
-            indices = first + rest
-        frames = to_channels(video.frames(indices), spec.in_chans)
-        seconds = tuple(float(s) for s in video.timestamps[indices])
-    return spatial_views(frames, spec.size, 1)[0], seconds
 
 
 def _share(hidden: Tensor, grid: Grid) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tubelet.cli.data import check, demo, doctor, toy
-from tubelet.cli.models import evaluate, predict, reconstruct
+from tubelet.cli.models import evaluate, predict, reconstruct, similarity
 from tubelet.cli.parsing import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED
 from tubelet.cli.runs import finetune, list_runs, pretrain
 from tubelet.errors import TubeletError
@@ -96,6 +96,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "reconstruct": reconstruct,
+    "similarity": similarity,
     "toy": toy,
     "list": list_runs,
     "doctor": doctor,

@@ -1,12 +1,14 @@
-"""Verbs that use models: evaluate, predict, reconstruct."""
+"""Verbs that use models: evaluate, predict, reconstruct, similarity."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from rich.console import Console
 
 from tubelet.cli.parsing import Given, bar, option, options_of, parse
@@ -118,4 +120,44 @@ def reconstruct(args: list[str]) -> int:
     for video in job.videos:
         made = verbs.reconstruct(model, video, out=job.out, config=job.config, name=name)
         print(made.strip, *([made.animation] if made.animation else []), sep="\n")
+    return 0
+
+
+def similarity(args: list[str]) -> int:
+    """How alike features of different moments are: tubelet similarity runs/a video.mp4 --with runs/b"""
+    from tubelet import verbs
+    from tubelet.analysis.similarity import SimilarityConfig
+    from tubelet.shapes import ClipSpec
+
+    def options(clip: ClipSpec) -> type:
+        others = tyro.conf.arg(name="with", help="Further models, compared on the same clips.")
+        return options_of(
+            "Similarity",
+            SimilarityConfig(),
+            ("run", option(str, "Run folder or checkpoint.", Given)),
+            ("videos", option(tuple[str, ...], "Videos, folders or lists.", Given)),
+            ("others", Annotated[tuple[str, ...], others], ()),
+            ("out", option(Path, "Folder for the picture and numbers."), Path("similarity")),
+            ("clip", Annotated[ClipSpec, tyro.conf.arg(name="")], clip),
+        )
+
+    about = "Cosine between feature maps; by default of clips as the first model's of clips."
+    job: Any = parse(options(ClipSpec()), args, "similarity", about)
+    if not job.videos:
+        raise TubeletError(
+            "No videos were given. Expected one or more, after the model and before --with: "
+            "tubelet similarity RUN VIDEO --with OTHER."
+        )
+    models = verbs.compared([job.run, *job.others])
+    # Once more, with the clips of the models as defaults.
+    job = parse(options(verbs.compared_clip(models)), args, "similarity", about)
+    with bar("comparing", "videos") as progress:
+        result = verbs.similarity(
+            models, list(job.videos), clip=job.clip, config=job.config, progress=progress
+        )
+    Console(width=None if sys.stdout.isatty() else 200).print(result.table())
+    for path, reason in result.left_out:
+        print(f"left out: {path}: {reason}")
+    for path in result.write(job.out):
+        print(path)
     return 0
