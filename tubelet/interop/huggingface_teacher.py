@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
@@ -136,7 +137,7 @@ def load_folder(path: Path) -> Teacher:
     family = _family(library.AutoConfig.from_pretrained(path, local_files_only=True))
     try:
         model, told = getattr(library, family.network).from_pretrained(
-            path, local_files_only=True, output_loading_info=True
+            path, local_files_only=True, output_loading_info=True, dtype=torch.float32
         )
     except (OSError, RuntimeError, ValueError) as error:
         raise TubeletError(f"The model in {path} cannot be loaded: {error}") from error
