@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tubelet import masks
 from tubelet.errors import TubeletError
@@ -93,3 +96,40 @@ def test_as_masks_takes_booleans_and_indices() -> None:
 def test_as_masks_says_what_it_expects(mask: torch.Tensor, said: str) -> None:
     with pytest.raises(TubeletError, match=said):
         masks.as_masks(mask, 4)
+
+
+GOLDEN = Path(__file__).parent / "golden/videomae_v2_masks/running_cell.safetensors"
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_running_cells_are_the_published_ones_in_all_four_phases(ratio: float) -> None:
+    grid = Grid(4, 4, 4)
+    drawn = [masks.running_cell(grid, rng(seed), mask_ratio=ratio) for seed in range(40)]
+    phases = sorted({mask.to(torch.uint8).numpy().tobytes() for mask in drawn})
+    published = load_file(GOLDEN)[f"running_cell.{ratio:g}"]
+    assert phases == [phase.numpy().tobytes() for phase in published]
+
+
+def test_running_cells_leave_out_each_place_equally_often() -> None:
+    """Over time in one mask, and over phases at one time."""
+    mask = masks.running_cell(Grid(8, 14, 14), rng(), mask_ratio=0.5).view(8, 14, 14)
+    assert (mask.float().view(8, -1).mean(1) == 0.5).all()
+    assert (mask.float().mean(0) == 0.5).all()
+    draws = torch.stack([masks.running_cell(GRID, rng(i), mask_ratio=0.25) for i in range(800)])
+    assert (draws.float().mean(0) - 0.25).abs().max() < 0.08  # deviation of the mean: 0.015
+
+
+@pytest.mark.parametrize(("ratio", "grid"), [(0.4, (4, 4, 4)), (0.5, (4, 3, 4)), (1.0, (4, 4, 4))])
+def test_running_cells_that_cannot_be_are_refused(ratio: float, grid: tuple[int, int, int]) -> None:
+    with pytest.raises(TubeletError, match=r"0\.25, 0\.5 or 0\.75 of a grid with even sides"):
+        masks.running_cell(Grid(*grid), rng(), mask_ratio=ratio)
+
+
+def test_count_visible_counts_what_is_asked_and_visible() -> None:
+    hidden = torch.tensor([[[1, 0, 1, 0]]]).bool()
+    asked = torch.tensor([[[1, 1, 0, 0]]]).bool()
+    packed = masks.pack(hidden, asked, count_visible=True)
+    assert packed.asked.tolist() == [[[0, 1]]]
+    assert packed.weight.tolist() == [[[1, 1]]]
+    nothing = masks.pack(torch.zeros_like(hidden), torch.ones_like(hidden), count_visible=True)
+    assert nothing.keep.tolist() == nothing.asked.tolist() == [[[0, 1, 2, 3]]]

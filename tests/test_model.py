@@ -1,6 +1,9 @@
+from typing import Any
+
+import distil
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint
@@ -8,8 +11,10 @@ from tubelet.errors import TubeletError
 from tubelet.losses import mse
 from tubelet.masks import pack
 from tubelet.methods import videomae
+from tubelet.methods.mvd import Distilled
+from tubelet.methods.run import changed
 from tubelet.model import Branch, Classifier, MaskedModel
-from tubelet.shapes import patchify
+from tubelet.shapes import Batch, patchify
 from tubelet.targets.pixels import Pixels
 
 
@@ -199,3 +204,128 @@ def test_initialisation_is_the_published_one() -> None:
 def test_names_exempt_from_weight_decay(tiny_model: MaskedModel) -> None:
     assert tiny_model.no_weight_decay() == {"branches.pixels.decoder.mask_token"}
     assert tiny_model.no_weight_decay() <= dict(tiny_model.named_parameters()).keys()
+
+
+TAUGHT = changed(
+    distil.RUN,
+    video_teacher="given",
+    video=Distilled(width=48, weight=0.5),
+    drop_path=0.0,
+    masks_per_clip=3,
+)
+
+
+def gradients(model: MaskedModel, loss: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def inputs(batch: Batch) -> tuple[Tensor, Any]:
+    return batch.clip.float() / 255, batch.masks
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+@pytest.mark.parametrize("taught", ["frozen", "ema"])
+def test_k_masks_equal_k_passes_with_one(taught: str, ratio: float) -> None:
+    """Loss, terms and gradients of one pass are the sums over three passes with a mask each."""
+    run = TAUGHT if taught == "frozen" else changed(TAUGHT, video_teacher="ema")
+    run = changed(run, decoder_mask_ratio=ratio)
+    model = distil.model(run).train()
+    clip, together = inputs(distil.batch([0, 1], run))
+    terms = model(clip, together)
+    found = gradients(model, terms["loss"][0])
+    asked = torch.zeros_like(together.hidden).scatter(-1, together.asked, True)
+    sums: dict[str, Any] = {name: torch.zeros(2) for name in terms}
+    slow: dict[str, Any] = {}
+    for i in range(3):
+        own = pack(together.hidden[:, i : i + 1], asked[:, i : i + 1])
+        alone = model(clip, own)
+        for name, (part, weight) in alone.items():
+            sums[name] += torch.stack([part.detach(), weight])
+        for name, gradient in gradients(model, alone["loss"][0]).items():
+            slow[name] = slow.get(name, 0) + gradient
+    assert set(terms) == {"loss", "image", "video"}
+    for name, (part, weight) in terms.items():
+        torch.testing.assert_close(torch.stack([part, weight]), sums[name], rtol=1e-5, atol=0)
+    assert found.keys() == slow.keys()
+    assert found.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, slow[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_teachers_see_each_clip_once_whatever_the_masks() -> None:
+    model = distil.model(TAUGHT)
+    seen: dict[str, list[int]] = {}
+    for name, branch in model.branches.items():
+        target: Any = branch.target
+
+        def note(module: Any, args: Any, name: str = name) -> None:
+            seen.setdefault(name, []).append(len(args[0]))
+
+        target.teacher.module.register_forward_pre_hook(note)
+    model(*inputs(distil.batch([0, 1], TAUGHT)))
+    # The image teacher sees the first frame of each of the two tubelets.
+    assert seen == {"image": [4], "video": [2]}
+
+
+def test_a_decoder_mask_asks_for_half_and_counts_what_is_hidden() -> None:
+    run = changed(TAUGHT, decoder_mask_ratio=0.5, masks_per_clip=1)
+    model = distil.model(run).eval()
+    clip, packed = inputs(distil.batch([0, 1, 2], run))
+    rows: dict[str, list[int]] = {}
+    for name, branch in model.branches.items():
+        decoder: Any = branch.decoder
+
+        def note(module: Any, args: Any, output: Tensor, name: str = name) -> None:
+            rows.setdefault(name, []).append(output.shape[1])
+
+        decoder.blocks[0].register_forward_hook(note)
+        decoder.blocks[1].register_forward_hook(note)
+    terms = model(clip, packed)
+    visible = packed.keep.shape[-1]
+    assert rows == {name: [visible + 16, 16] for name in ("image", "video")}  # of 32 positions
+    predictions = {n: p.detach() for n, p in model.predict(clip, packed).items()}
+    slow, count = 0.0, 0
+    for name, weight in (("image", 1.0), ("video", 0.5)):
+        target: Any = model.branches[name].target
+        features = target(clip)
+        for b in range(3):
+            for m, n in enumerate(packed.asked[b, 0].tolist()):
+                counted = bool(packed.hidden[b, 0, n])
+                assert float(packed.weight[b, 0, m]) == counted
+                if counted:
+                    error = predictions[name][b, m] - features[b, n]
+                    slow += weight * float(nn.functional.smooth_l1_loss(error, 0 * error))
+                    count += name == "image"
+    assert 0 < count < 3 * 16
+    assert float(terms["loss"][0].detach()) == pytest.approx(slow, rel=1e-5)
+    assert float(terms["loss"][1]) == count
+
+
+def test_without_masks_all_tokens_are_seen_and_count() -> None:
+    run = changed(TAUGHT, mask_type="none", masks_per_clip=1)
+    model = distil.model(run).eval()
+    clip, packed = inputs(distil.batch([0, 1], run))
+    total, weight = model(clip, packed)["loss"]
+    assert float(weight) == 2 * 32
+    tokens = model.backbone(clip).x
+    slow = 0.0
+    for name, share in (("image", 1.0), ("video", 0.5)):
+        branch: Any = model.branches[name]
+        decoder = branch.decoder
+        prediction = decoder.fc2(nn.functional.gelu(decoder.fc1(tokens)))
+        error = nn.functional.smooth_l1_loss(prediction, branch.target(clip), reduction="none")
+        slow += share * float(error.detach().mean(-1).sum())
+    assert float(total.detach()) == pytest.approx(slow, rel=1e-5)
+
+
+@pytest.mark.parametrize("video", ["given", "ema"])
+def test_distillation_traces_to_one_graph(video: str) -> None:
+    run = changed(TAUGHT, video_teacher=video, drop_path=0.5, decoder_mask_ratio=0.5)
+    model, batch = distil.model(run).train(), distil.batch([0, 1], run)
+    clip, packed = inputs(batch)
+    traced = torch.compile(model, backend="eager", fullgraph=True)  # raises at a break
+    total = traced(clip, packed, batch.seeds)["loss"][0]
+    torch.testing.assert_close(total, model(clip, packed, batch.seeds)["loss"][0])
+    total.backward()

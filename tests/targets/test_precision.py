@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tubelet.methods.mvd import Distilled
 from tubelet.methods.run import changed
 from tubelet.shapes import Grid, Patch
 from tubelet.targets.features import Features, Precision, Teacher
@@ -62,8 +63,6 @@ def test_targets_are_ordinary_tensors(
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("loss", ["smooth_l1", "cosine"])
 def test_a_step_trains_with_teachers_of_both_precisions(loss: Any, autocast: bool) -> None:
-    from tubelet.methods.mvd import Distilled
-
     run = changed(
         distil.RUN,
         video_teacher="given",

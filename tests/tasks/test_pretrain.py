@@ -2,12 +2,15 @@
 
 from dataclasses import replace
 
+import distil
 import numpy as np
 import pytest
 import torch
 
 from tubelet import masks
 from tubelet.errors import TubeletError
+from tubelet.methods.mvd import Distilled
+from tubelet.methods.run import changed
 from tubelet.model import MaskedModel
 from tubelet.shapes import Batch, Grid
 from tubelet.tasks.pretrain import Pretrain
@@ -73,3 +76,32 @@ def test_it_has_no_after_step_that_would_make_the_loop_wait(tiny_model: MaskedMo
     task = Pretrain(tiny_model)
     assert not hasattr(task, "after_step")
     assert task.evaluate() == {}
+
+
+def test_averages_of_the_student_move_when_the_loop_says_so() -> None:
+    task = Pretrain(distil.model())
+    average = dict(task.model.branches["video"].target.network.named_parameters())
+    weight = task.model.backbone.patch_embed.proj.bias
+    before = average["patch_embed.proj.bias"].clone()
+    with torch.no_grad():
+        weight.add_(1)
+    total, count = task(distil.batch([0, 1]))["loss"]
+    assert torch.equal(average["patch_embed.proj.bias"], before)  # no forward moves it
+    assert float(count) == task.weight(distil.batch([0, 1])) == 2 * 2 * 24 and total > 0
+    task.after_step(1)
+    torch.testing.assert_close(average["patch_embed.proj.bias"], before + 0.1)
+
+
+def test_views_of_pixels_become_floats_and_features_stay() -> None:
+    """A target that was computed before comes as the view that the teacher's target names."""
+    run = changed(distil.RUN, video_teacher="given", video=Distilled(width=48))
+    task, batch = Pretrain(distil.model(run).eval()), distil.batch([0, 1], run)
+    computed = task(batch)
+    clip = batch.clip.float() / 255
+    for name, branch in task.model.branches.items():
+        branch.target.view = f"features of {name}"
+        batch.views[branch.target.view] = branch.target(clip)
+        branch.target.teacher = None
+    cached = task(batch)
+    for name, (total, weight) in computed.items():
+        assert torch.equal(cached[name][0], total) and torch.equal(cached[name][1], weight)

@@ -1,0 +1,72 @@
+"""Losses per token against torch's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tubelet import losses
+
+MODULES: dict[str, nn.Module] = {
+    "mse": nn.MSELoss(reduction="none"),
+    "l1": nn.L1Loss(reduction="none"),
+    "smooth_l1": nn.SmoothL1Loss(reduction="none", beta=1.0),
+}
+
+
+def both() -> tuple[Tensor, Tensor]:
+    """Differences below and above 1, on both sides of smooth L1's threshold."""
+    return 2 * torch.randn(3, 5, 16), 2 * torch.randn(3, 5, 16)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_loss_is_the_mean_over_the_width(name: str) -> None:
+    pred, y = both()
+    found = getattr(losses, name)(pred, y)
+    assert found.shape == (3, 5) and found.dtype is torch.float32
+    torch.testing.assert_close(found, MODULES[name](pred, y).mean(-1))
+
+
+def test_smooth_l1_is_the_formula() -> None:
+    pred, y = both()
+    d = (pred - y).abs()
+    assert ((d < 1).any() and (d > 1).any()) and (d - 1).abs().min() < 0.1
+    slow = torch.tensor(
+        [
+            [sum(v * v / 2 if v < 1 else v - 0.5 for v in token) / 16 for token in row]
+            for row in d.tolist()
+        ]
+    )
+    torch.testing.assert_close(losses.smooth_l1(pred, y), slow)
+
+
+def test_cosine_leaves_scales_out() -> None:
+    pred, y = both()
+    module = nn.CosineEmbeddingLoss(reduction="none")
+    slow = module(pred.flatten(0, 1), y.flatten(0, 1), torch.ones(15)).view(3, 5)
+    torch.testing.assert_close(losses.cosine(pred, y), slow, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses.cosine(7 * pred, y / 3), slow, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(losses.cosine(y, y), torch.zeros(3, 5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(losses.cosine(-y, y), torch.full((3, 5), 2.0))
+
+
+@pytest.mark.parametrize(
+    "loss", [losses.mse, losses.l1, losses.smooth_l1, losses.cosine], ids=lambda f: f.__name__
+)
+def test_half_precision_predictions_are_compared_in_float32(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    pred, y = both()
+    low = pred.bfloat16().requires_grad_()
+    found = loss(low, y)
+    assert found.dtype is torch.float32
+    assert torch.equal(found, loss(low.float(), y))
+    found.sum().backward()
+    assert low.grad is not None and low.grad.dtype is torch.bfloat16
+    full = low.detach().float().requires_grad_()
+    loss(full, y).sum().backward()
+    assert full.grad is not None
+    torch.testing.assert_close(low.grad.float(), full.grad, rtol=1e-2, atol=1e-4)
