@@ -6,11 +6,12 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tubelet.verbs import evaluate, finetune, predict, pretrain, reconstruct, similarity
+    from tubelet.verbs import cache, evaluate, finetune, predict, pretrain, reconstruct, similarity
     from tubelet.zoo import create, list_models, load
 
 __version__ = metadata.version("tubelet")
 __all__ = [
+    "cache",
     "create",
     "evaluate",
     "finetune",

@@ -6,14 +6,14 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from tubelet import masks, zoo
+from tubelet import feature_cache, masks, zoo
 from tubelet.analysis import reconstruct as reconstruction
 from tubelet.analysis import similarity as analysis
 from tubelet.analysis.reconstruct import ReconstructConfig, Reconstruction
@@ -70,8 +70,10 @@ def pretrain(
     """
     run = _run(run, Pretraining, changes)
     videos = read_list(_given(run.data, "--data"), root=run.root, kind="unlabelled")
-    taught = _teachers(run, teachers or {})
-    run = run.fitted({name: teacher.width for name, teacher in taught.items()})
+    features = feature_cache.opened(run)
+    cached = feature_cache.widths(features)
+    taught = _teachers(run, teachers or {}, cached)
+    run = run.fitted({name: teacher.width for name, teacher in taught.items()} | cached)
     hidden = run.draw_hidden(rng_for(run.train.seed, 0, 0))  # a mask that cannot be says so now
     narrows = run.asked(run.grid, hidden[0], rng_for(0, 0, 0)) is not None
     with parallel.processes(run.train.device) as place:
@@ -79,6 +81,7 @@ def pretrain(
         _tell(run, videos, place)
         torch.manual_seed(run.train.seed)
         model = run.model()
+        taught = feature_cache.attach(features, run, videos, model, taught)
         views = connect(model, taught)
         dataset = _clips(
             run,
@@ -86,9 +89,10 @@ def pretrain(
             views=views,
             mask=run.draw_hidden,
             asked=run.draw_asked if narrows else None,
+            features=features,
         )
         header = _header(model, Card(clip=run.clip, run=to_dict(run)), videos)
-        header["teachers"] = {
+        header["teachers"] = feature_cache.sources(features) | {
             name: {"name": teacher.name, "digest": teacher.digest}
             for name, teacher in taught.items()
         }
@@ -98,8 +102,40 @@ def pretrain(
     return Path(out)
 
 
-def _teachers(run: Pretraining, given: Mapping[str, Teacher]) -> dict[str, Teacher]:
-    """The teachers that the run's branches need, loaded; one that is missing is an error."""
+def cache(
+    run: Pretraining | str,
+    *,
+    out: str | Path,
+    crops: int = 1,
+    shard_clips: int = 64,
+    teachers: Mapping[str, Teacher] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
+) -> Path:
+    """Computes the features of a run's teachers once, for `crops` fixed crops of each video.
+
+    `pretrain(run, feature_cache=out)` then trains without teachers (docs/feature-cache.md). What is
+    there already in `out` is not computed again. `shard_clips`: clips in a file. Other arguments:
+    see `pretrain`.
+    """
+    run = _run(run, Pretraining, changes)
+    videos = read_list(_given(run.data, "--data"), root=run.root, kind="unlabelled")
+    _notes(videos)
+    taught = _teachers(run, teachers or {})
+    run = run.fitted({name: teacher.width for name, teacher in taught.items()})
+    feature_cache.make(
+        run, videos, taught, Path(out), crops=crops, shard_clips=shard_clips, progress=progress
+    )
+    return Path(out)
+
+
+def _teachers(
+    run: Pretraining, given: Mapping[str, Teacher], cached: Collection[str] = ()
+) -> dict[str, Teacher]:
+    """The teachers that the run's branches need, loaded; one that is missing is an error.
+
+    `cached`: branches that need none; one that is given for them all the same is loaded too.
+    """
     needed = run.teachers()
     unknown = sorted(set(given) - set(needed))
     if unknown:
@@ -107,7 +143,8 @@ def _teachers(run: Pretraining, given: Mapping[str, Teacher]) -> dict[str, Teach
             f"There is no branch {unknown[0]!r} that takes a teacher; this run has "
             f"{', '.join(needed) or 'none'}."
         )
-    missing = [name for name, source in needed.items() if not source and name not in given]
+    nowhere = {name for name, source in needed.items() if not source and name not in given}
+    missing = [name for name in needed if name in nowhere and name not in cached]
     if missing:
         name = missing[0]
         raise TubeletError(
@@ -118,6 +155,7 @@ def _teachers(run: Pretraining, given: Mapping[str, Teacher]) -> dict[str, Teach
     return {
         name: given[name] if name in given else load_teacher(source, **run.teacher_options(name))
         for name, source in needed.items()
+        if name not in nowhere
     }
 
 

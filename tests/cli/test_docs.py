@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from small import TINY, TINY_DECODER, TINY_NET, write_video
 
 from tubelet.cli import main
@@ -26,7 +27,12 @@ SMALL = {
     "finetune": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
     "toy": ["--train", "12", "--val", "8", "--test", "8"],
     "evaluate": ["--workers", "0"],
+    "cache": [*TINY, *TINY_NET, *TINY_DECODER, *RATIO],
     "check": ["--num-frames", "4", "--sampling-rate", "2"],
+}
+OF_METHOD = {  # what a method's runs need to be made small, beside
+    "mae": ["--num-frames", "1", "--sampling-rate", "1"],
+    "mvd": ["--image.width", "0", "--video.width", "0"],  # that of the small teachers
 }
 NOT_RUN = ("make", "pip", "python -m pip", "torchrun", "git", "srun", "cd", "#")
 
@@ -39,12 +45,15 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages take for granted: videos/, labelled/, new_video.mp4, and trained runs."""
+    """What the pages take for granted: videos/, images/, labelled/, new_video.mp4, trained runs."""
     for name in ("videos", "labelled"):
         shutil.copytree(world / name, tmp_path / name)
     for name in ("pre", "fine"):
         shutil.copytree(world / "runs" / name, tmp_path / "runs" / name)
     write_video(tmp_path / "new_video.mp4", frames=40)
+    (tmp_path / "images").mkdir()
+    for i in range(4):
+        Image.new("RGB", (48, 40), (60 * i, 0, 0)).save(tmp_path / f"images/{i}.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -75,7 +84,8 @@ def run_command(words: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     if out and words[1] in ("pretrain", "finetune") and "--resume" not in words:
         shutil.rmtree(folder / out, ignore_errors=True)
     try:
-        code = main([*words[1:], *SMALL.get(words[1], [])])
+        of_method = OF_METHOD.get(words[2].partition(":")[0], []) if len(words) > 2 else []
+        code = main([*words[1:], *SMALL.get(words[1], []), *of_method])
     except SystemExit as ended:
         code = int(ended.code or 0)
     said = capsys.readouterr()

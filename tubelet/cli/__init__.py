@@ -15,7 +15,7 @@ from typing import Any
 from tubelet.cli.data import check, demo, doctor, toy
 from tubelet.cli.models import evaluate, predict, reconstruct, similarity
 from tubelet.cli.parsing import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED
-from tubelet.cli.runs import finetune, list_runs, pretrain
+from tubelet.cli.runs import cache, finetune, list_runs, pretrain
 from tubelet.errors import TubeletError
 
 
@@ -92,6 +92,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "check": check,
     "pretrain": pretrain,
+    "cache": cache,
     "finetune": finetune,
     "evaluate": evaluate,
     "predict": predict,

@@ -1,4 +1,4 @@
-"""Verbs that train, and the list of what there is: pretrain, finetune, list."""
+"""Verbs that train, and the list of what there is: pretrain, cache, finetune, list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from tubelet.cli.parsing import parse, say
+from tubelet.cli.parsing import bar, option, parse, say
 from tubelet.errors import TubeletError
 
 
@@ -74,6 +74,34 @@ def pretrain(args: list[str]) -> int:
     job: Any = parse(_job(run), args, called, about)
     out = verbs.pretrain(job.run, out=job.out, resume=job.resume)
     say(f"done: {out}    next: tubelet finetune --weights {out} --data LABELLED --out runs/NAME")
+    return 0
+
+
+def cache(args: list[str]) -> int:
+    """Keep the features of MVD's teachers on disk: tubelet cache mvd:... --data videos/ --out cache/"""
+    from tubelet import verbs
+    from tubelet.methods.run import Pretraining, find
+
+    run, called = _named(args, "cache", Pretraining)
+    run = run or find("mvd:base_from_base_k400")
+    kind = dataclasses.make_dataclass(
+        "Cache",
+        [
+            ("out", option(Path, "Folder of the cache; what is there is not made again.")),
+            ("crops", option(int, "Fixed crops of each video."), 1),
+            ("shard_clips", option(int, "Clips in a file."), 64),
+            ("run", Annotated[type(run), tyro.conf.arg(name="")], run),
+        ],
+        frozen=True,
+    )
+    job: Any = parse(kind, args, called, "Give the run as it will be trained, with its teachers.")
+    with bar("caching", "clips") as progress:
+        out = verbs.cache(
+            job.run, out=job.out, crops=job.crops, shard_clips=job.shard_clips, progress=progress
+        )
+    say(
+        f"done: {out}    next: tubelet pretrain RUN --data VIDEOS --feature-cache {out} --out runs/NAME"
+    )
     return 0
 
 
