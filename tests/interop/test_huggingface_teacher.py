@@ -271,3 +271,19 @@ def test_without_transformers_it_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(TubeletError, match=r"needs transformers: pip install 'tubelet\[hf\]'"):
         load_teacher(folder)
+
+
+@pytest.mark.parametrize("make", [dinov2, registers, clip_vision, video_mae, vjepa2])
+def test_each_runs_in_bf16_as_on_a_gpu(make) -> None:
+    clip = torch.rand(1, 3, 8, 32, 32)
+    found = []
+    for precision in ("float32", "bf16"):
+        teacher = huggingface_teacher(make(), MEAN, STD)
+        student = Features(
+            teacher.width, patch=Patch(2, 8, 8), grid=Grid(4, 4, 4), precision=precision
+        )
+        student.connect(teacher)
+        found.append(student(clip))
+    exact, low = found
+    assert low.dtype == torch.float32
+    assert 0 < (low - exact).norm() / exact.norm() < 0.05  # bf16 has 8 bits of precision
