@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= runs/demo
-SHORT := --steps 20 --train 640 --labelled 320 --val 80 --test 160
+SHORT := --image-steps 20 --video-steps 20 --student-steps 20 --train 640 --labelled 320 --val 80 --test 160
 
 .PHONY: setup demo test test-slow check format wheel clean
 
@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-demo: $(READY)  ## render built-in videos, pretrain on them, probe what was learned
+demo: $(READY)  ## render built-in videos, train teachers and students on them, probe what was learned
 	$(BIN)/tubelet demo --out $(OUT)
 
 test: $(READY)  ## the tests, with line coverage

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.data import toy
-from tubelet.demo import RUN
+from tubelet.demo.runs import VIDEO
 from tubelet.probes.attentive import AttentiveProbe
 from tubelet.train.optim import param_groups
 from tubelet.train.schedule import cosine
@@ -38,7 +38,7 @@ class Both(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = RUN.model().backbone
+        self.encoder = VIDEO.model().backbone
         self.heads = nn.ModuleList(AttentiveProbe(self.encoder.dim, n) for n in LABELS.values())
 
     def forward(self, clip: Tensor) -> list[Tensor]:

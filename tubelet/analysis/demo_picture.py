@@ -15,8 +15,9 @@ from tubelet.analysis.picture import INK, PAPER, SOFT
 from tubelet.analysis.reconstruct import ReconstructConfig, reconstruct
 from tubelet.model import MaskedModel
 
-PALE, DEEP = "#c3c7d1", "#2f5fd0"
-Bars = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # label: accuracies random, pretrained
+# Random; teachers, then students, light to deep.
+COLOURS = ("#c3c7d1", "#e8c07d", "#d98f3d", "#9dbcf0", "#5f8fe0", "#2450b0")
+Bars = Mapping[str, Mapping[str, Sequence[float]]]  # encoder: label: accuracies by seed
 
 
 def draw(
@@ -39,13 +40,13 @@ def draw(
     out = path.parent / "reconstructions"
     made = [reconstruct(model, model.card.clip, clip, out, config) for clip in clips]
     figure = Figure(figsize=(13, 1.75 * len(clips) + 0.4), facecolor=PAPER, layout="constrained")
-    halves: Any = figure.subfigures(1, 2, width_ratios=[2.4, 1])
+    halves: Any = figure.subfigures(1, 2, width_ratios=[2, 1])
     left, right = halves
     grid = left.subplots(len(clips), 1, squeeze=False)[:, 0]
     for axes, one, title in zip(grid, made, titles, strict=True):
         _sheet(axes, (one.clip, one.masked, one.filled), title)
     left.suptitle(
-        f"input, what the encoder sees, what the decoder makes of it ({_hidden(config)})",
+        f"video teacher: input, what it sees, what its decoder makes of it ({_hidden(config)})",
         fontsize=10,
         color=INK,
     )
@@ -82,21 +83,21 @@ def _sheet(axes: Axes, rows: Sequence[Tensor], title: str) -> None:
 
 
 def _bars(axes: Axes, bars: Bars, chance: dict[str, float]) -> None:
-    for at, (label, scores) in enumerate(bars.items()):
-        for offset, values, colour in zip((-0.2, 0.2), scores, (PALE, DEEP), strict=True):
-            mean = float(np.mean(values))
-            axes.bar(at + offset, mean, width=0.36, color=colour)
-            axes.text(at + offset, mean + 0.015, f"{mean:.0%}", ha="center", fontsize=10, color=INK)
-            if len(values) > 1:
-                axes.plot([at + offset] * len(values), values, ".", color=INK, markersize=4)
-        axes.plot([at - 0.42, at + 0.42], [chance[label]] * 2, "--", color=SOFT, linewidth=1)
-    axes.set_xticks(range(len(bars)), list(bars), fontsize=11, color=INK)
-    axes.set_ylim(0, 1.04)
+    width = 0.84 / len(bars)
+    for i, ((encoder, scores), colour) in enumerate(zip(bars.items(), COLOURS, strict=True)):
+        for at, label in enumerate(chance):
+            mean, x = float(np.mean(scores[label])), at - 0.42 + (i + 0.5) * width
+            axes.bar(x, mean, width=0.92 * width, color=colour, label=encoder if at == 0 else None)
+            axes.text(x, mean + 0.012, f"{100 * mean:.0f}", ha="center", fontsize=9, color=INK)
+            if len(scores[label]) > 1:
+                axes.plot([x] * len(scores[label]), scores[label], ".", color=INK, markersize=3)
+    for at, value in enumerate(chance.values()):
+        axes.plot([at - 0.45, at + 0.45], [value] * 2, "--", color=SOFT, linewidth=1)
+    axes.plot([], [], "--", color=SOFT, linewidth=1, label="chance")
+    axes.set_xticks(range(len(chance)), list(chance), fontsize=11, color=INK)
+    axes.set_ylim(0, 1.3)
     axes.set_yticks([])
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.bar(0, 0, color=PALE, label="random encoder")
-    axes.bar(0, 0, color=DEEP, label="pretrained encoder")
-    axes.plot([], [], "--", color=SOFT, linewidth=1, label="chance")
-    axes.legend(frameon=False, fontsize=9, loc="upper left")
-    axes.set_title("what a probe reads from the frozen encoder", fontsize=10, color=INK)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+    axes.set_title("what a probe reads from frozen features, %", fontsize=10, color=INK)

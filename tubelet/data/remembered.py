@@ -4,15 +4,15 @@ of the time: the built-in videos are decoded faster than they are learned from, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from tubelet.data.clips import ClipDataset, EvalDataset, Key, MaskDraw
+from tubelet.data.clips import AskedDraw, ClipDataset, EvalDataset, Key, MaskDraw
 from tubelet.data.lists import VideoList
 from tubelet.data.loader import eval_loader
-from tubelet.data.sampling import rng_for, sample_seed
+from tubelet.data.sampling import draw_frames, rng_for, sample_seed
 from tubelet.data.transforms import Augment
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec, Sample
@@ -38,22 +38,41 @@ def decode_all(
 
 
 class Remembered(ClipDataset):
-    """Training samples of such clips: whole, neither cropped nor flipped, with their masks."""
+    """Training samples of such clips: whole, neither cropped nor flipped, with their masks.
+
+    A spec of fewer frames than the clips have takes a run of frames out of each.
+    """
 
     def __init__(
-        self, videos: VideoList, clips: Tensor, spec: ClipSpec, *, seed: int, mask: MaskDraw
+        self,
+        videos: VideoList,
+        clips: Tensor,
+        spec: ClipSpec,
+        *,
+        seed: int,
+        mask: MaskDraw,
+        asked: AskedDraw | None = None,
+        stored: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """`clips` uint8 [n,C,T,H,W]: see `decode_all`. Other arguments: see `ClipDataset`."""
-        super().__init__(videos, spec, Augment(), seed=seed, mask=mask)
+        """`clips` uint8 [n,C,T,H,W]: see `decode_all`. `stored`: further views of every clip,
+        [n,...] each. Other arguments: see `ClipDataset`."""
+        super().__init__(videos, spec, Augment(), seed=seed, mask=mask, asked=asked)
         self.clips = clips
+        self.stored = dict(stored or {})
         self._draw = mask
 
     def __getitem__(self, key: Key) -> list[Sample]:
+        rng = rng_for(self.seed, key.epoch, key.index)
+        clip = self.clips[key.index]
+        if clip.shape[1] > self.spec.num_frames:
+            clip = clip[:, draw_frames(self.spec, clip.shape[1], 1.0, rng)]
+        hidden = self._draw(rng)
         sample = Sample(
-            views={"clip": self.clips[key.index]},
+            views={"clip": clip, **{name: x[key.index] for name, x in self.stored.items()}},
             path=self.videos.path(key.index),
             index=key.index,
             seed=sample_seed(self.seed, key.epoch, key.index, 0),
-            hidden=self._draw(rng_for(self.seed, key.epoch, key.index)),
+            hidden=hidden,
+            asked=None if self.asked is None else self.asked(rng, hidden),
         )
         return [sample]
