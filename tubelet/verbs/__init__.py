@@ -1,0 +1,22 @@
+"""What the commands do, as functions: pretrain, finetune, evaluate, predict, ..."""
+
+from tubelet.verbs.comparing import compared, compared_clip, similarity
+from tubelet.verbs.finetuning import finetune, finetune_from
+from tubelet.verbs.pretraining import cache, pretrain
+from tubelet.verbs.using import evaluate, masked_model, predict, reconstruct, run_masks, test_views
+
+__all__ = [
+    "cache",
+    "compared",
+    "compared_clip",
+    "evaluate",
+    "finetune",
+    "finetune_from",
+    "masked_model",
+    "predict",
+    "pretrain",
+    "reconstruct",
+    "run_masks",
+    "similarity",
+    "test_views",
+]

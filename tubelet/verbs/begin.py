@@ -1,0 +1,108 @@
+"""What the verbs begin with: the run, its list of videos, its batches."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any, TypeVar
+
+from tubelet import zoo
+from tubelet.data.clips import ClipDataset, Pack
+from tubelet.data.lists import Source, VideoList, splits_of
+from tubelet.data.loader import TrainLoader, train_loader
+from tubelet.errors import TubeletError
+from tubelet.methods.finetune import Finetune
+from tubelet.methods.run import Run, changed, find
+from tubelet.model import Card, VideoModel
+from tubelet.train import parallel
+from tubelet.train.config import Derived
+
+log = logging.getLogger("tubelet")
+
+R = TypeVar("R", bound=Run)
+
+
+def as_run(run: Run | str, kind: type[R], changes: dict[str, Any]) -> R:
+    """A run, or its name -> the run with these changes; one for another verb is refused."""
+    found = find(run) if isinstance(run, str) else run
+    if not isinstance(found, kind):
+        verb = "finetune" if isinstance(found, Finetune) else "pretrain"
+        name = run if isinstance(run, str) else f"This {type(found).__name__}"
+        raise TubeletError(f"{name} is a run for `tubelet {verb}`.")
+    return changed(found, **changes)
+
+
+def required(data: str, flag: str) -> str:
+    """What was given as videos; nothing is an error."""
+    if not data:
+        raise TubeletError(f"No videos were given: pass {flag} with a folder or a list of videos.")
+    return data
+
+
+def split_of(data: Source, *wanted: str) -> str | None:
+    """The first of the wanted splits that a folder of splits has; None for anything else."""
+    if not isinstance(data, (str, os.PathLike)) or not os.path.isdir(data):
+        return None
+    found = splits_of(data)
+    return next((split for split in wanted if split in found), None)
+
+
+def header_of(model: VideoModel, card: Card, videos: VideoList) -> dict[str, Any]:
+    """What the checkpoint says; the list too, so that resuming on another one is noticed."""
+    listed = {"videos": len(videos), "fingerprint": videos.fingerprint()}
+    return {**zoo.describe(model, card), "list": listed}
+
+
+def tell(run: Run, videos: VideoList, place: parallel.Place) -> None:
+    """Says what will be learned from; the loop says how."""
+    if not place.main:
+        return
+    labels = f", {len(videos.classes)} classes" if videos.classes else ""
+    clip = run.clip
+    shape = "x".join(map(str, (clip.num_frames, *clip.size)))
+    log.info("%d videos%s from %s; clips of %s", len(videos), labels, videos.source, shape)
+    tell_notes(videos)
+
+
+def tell_notes(videos: VideoList) -> None:
+    """Says what reading the list found worth a word."""
+    for note in videos.notes:
+        log.info("%s", note)
+
+
+def clips_of(run: Run, videos: VideoList, **draws: Any) -> ClipDataset:
+    """The run's training clips; `draws`: masks and views that pretraining adds."""
+    return ClipDataset(
+        videos,
+        run.clip,
+        run.augment,
+        seed=run.train.seed,
+        num_sample=run.num_sample,
+        decoder=run.video_decoder,
+        max_unreadable=run.max_unreadable,
+        **draws,
+    )
+
+
+def train_batches(
+    dataset: ClipDataset,
+    run: Run,
+    derived: Derived,
+    place: parallel.Place,
+    pack: Pack | None,
+    start_step: int,
+) -> TrainLoader:
+    """The part of this process of all batches from `start_step` on."""
+    return train_loader(
+        dataset,
+        batch_size=run.train.batch_size,
+        micro_batch=derived.micro_batch,
+        seed=run.train.seed,
+        total_steps=derived.total_steps,
+        start_step=start_step,
+        rank=place.rank,
+        world=place.world,
+        workers=run.train.workers,
+        pack=pack,
+        pin=place.device.type == "cuda",
+    )

@@ -1,0 +1,84 @@
+"""Models side by side: similarity."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tubelet import zoo
+from tubelet.analysis import similarity as analysis
+from tubelet.analysis.similarity import Similarity, SimilarityConfig
+from tubelet.backbones.vit import ViT
+from tubelet.errors import TubeletError
+from tubelet.shapes import ClipSpec
+from tubelet.targets.features import Teacher
+from tubelet.tasks import predict as prediction
+from tubelet.teachers import load_teacher
+from tubelet.train import checkpoint
+
+
+def similarity(
+    models: str | Path | Teacher | Sequence[str | Path | Teacher] | Mapping[str, Teacher],
+    videos: Any,
+    *,
+    out: str | Path | None = None,
+    clip: ClipSpec | None = None,
+    config: SimilarityConfig | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Similarity:
+    """How alike features of different moments are; see `tubelet.analysis.similarity`.
+
+    Args:
+        models: one or several to compare on the same clips: whatever `load_teacher` takes, or
+            `Teacher`s; {name: teacher} names them.
+        videos: a video, a folder, a list, or several of these.
+        out: folder for the picture and the numbers; None: nothing is written.
+        clip: which frames; None: as the first model of clips was trained.
+        progress: called with (videos done, videos in all).
+    """
+    if not isinstance(models, Mapping):
+        several = [models] if isinstance(models, (str, Path, Teacher)) else list(models)
+        models = compared(several)
+    paths = prediction.paths_of(videos)
+    clip = clip or compared_clip(models)
+    result = analysis.similarity(models, paths, clip, config, progress=progress)
+    if out is not None:
+        result.write(out)
+    return result
+
+
+def compared(models: Sequence[str | Path | Teacher]) -> dict[str, Teacher]:
+    """Models to compare, loaded, by names that tell them apart: the ends of their paths."""
+    loaded = [m if isinstance(m, Teacher) else load_teacher(m) for m in models]
+    parts = [Path(teacher.name).parts for teacher in loaded]
+    if len(set(parts)) < len(parts):
+        same = next(teacher.name for teacher in loaded if parts.count(Path(teacher.name).parts) > 1)
+        raise TubeletError(f"{same} was given twice: each model is compared with others once.")
+    most = max((len(part) for part in parts), default=0)
+    names = [["/".join(part[-length:]) for part in parts] for length in range(1, most + 1)]
+    distinct = next((ends for ends in names if len(set(ends)) == len(ends)), [])
+    return dict(zip(distinct, loaded, strict=True))
+
+
+def compared_clip(models: Mapping[str, Teacher]) -> ClipSpec:
+    """The clips that the first model of clips was trained on; without one, 16x4 of the images' size."""
+    specs = [_trained_on(model) for model in models.values()]
+    if not specs:
+        raise TubeletError("No models were given: pass a run's folder or a checkpoint.")
+    first = next((spec for spec in specs if spec.num_frames > 1), None)
+    return first or replace(ClipSpec(), size=specs[0].size)
+
+
+def _trained_on(model: Teacher) -> ClipSpec:
+    """As its run says; of a network without a run only frames and size are known."""
+    usual = ClipSpec()
+    frames, *size = usual.num_frames, *usual.size
+    if isinstance(model.module, ViT):
+        with contextlib.suppress(TubeletError):  # weights of others name no clip
+            return zoo.card_of(checkpoint.read_header(model.name), model.name).clip
+        frames, *size = model.module.trained
+    frames = 1 if model.sees == "frames" else model.num_frames or frames
+    return replace(usual, num_frames=frames, size=model.size or (size[0], size[1]))

@@ -1,0 +1,142 @@
+"""Learning from labels: finetune."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tubelet import zoo
+from tubelet.backbones.vit import ViT
+from tubelet.data.lists import VideoList, read_list
+from tubelet.data.mix import Mixing
+from tubelet.errors import TubeletError
+from tubelet.methods.finetune import Finetune
+from tubelet.methods.run import to_dict
+from tubelet.model import Card
+from tubelet.tasks import evaluate as evaluation
+from tubelet.tasks.classify import Classify
+from tubelet.tasks.evaluate import EvaluateConfig
+from tubelet.train import parallel
+from tubelet.train.config import Derived, derive
+from tubelet.train.loop import fit
+from tubelet.verbs.begin import as_run, clips_of, header_of, required, split_of, tell, train_batches
+
+log = logging.getLogger("tubelet")
+
+
+def finetune(
+    run: Finetune | str | None = None, *, out: str | Path, resume: bool = False, **changes: Any
+) -> Path:
+    """Train an encoder and a head on labels; returns the run's folder.
+
+    `run` None: the recipe that all published fine-tuning shares, on the clips that `weights` were
+    trained on. Other arguments and errors: see `pretrain`.
+    """
+    weights = changes.get("weights", "")
+    run = as_run(finetune_from(weights) if run is None else run, Finetune, changes)
+    kind = None if run.label_kind == "auto" else run.label_kind
+    data = required(run.data, "--data")
+    column = run.label_column or None
+    split = split_of(data, "train")
+    videos = read_list(data, root=run.root, kind=kind, split=split, column=column)
+    if videos.kind == "unlabelled":
+        raise TubeletError(
+            f"{run.data} has no labels. Give folders of classes (data/<class>/*.mp4) or a list "
+            "with a label in each line."
+        )
+    validate = _validation(run, videos)
+    with parallel.processes(run.train.device) as place:
+        derived = derive(run.train, len(videos), place.world)
+        tell(run, videos, place)
+        torch.manual_seed(run.train.seed)
+        model = run.model(_encoder(run), videos.targets)
+        card = Card(run.clip, videos.classes, videos.kind, to_dict(run))
+        mixing = _mixing(run, derived)
+        task = Classify(model, kind=videos.kind, mixing=mixing, evaluate=validate)
+        batches = functools.partial(train_batches, clips_of(run, videos), run, derived, place, None)
+        header = header_of(model, card, videos)
+        fit(task, batches, run.train, derived, Path(out), header, resume)
+    return Path(out)
+
+
+def _validation(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, float]] | None:
+    """What scores the model between epochs: on `val`, or on the val split of a folder of splits."""
+    split = split_of(run.val or run.data, "val")
+    if not run.val and split is None:
+        return None
+    source = run.val or run.data
+    val = read_list(
+        source,
+        root=run.root,
+        labels_from=videos,
+        kind=videos.kind,
+        split=split,
+        column=run.label_column or None,
+    )
+    settings = EvaluateConfig(workers=run.train.workers, decoder=run.video_decoder)
+    return evaluation.validation(val, run.clip, settings)
+
+
+def finetune_from(weights: str | Path) -> Finetune:
+    """The shared fine-tuning recipe, for the encoder and the clips of these weights."""
+    if not weights:
+        return Finetune()
+    vit, card = zoo.encoder_of(weights)
+    return Finetune(weights=os.fspath(weights), clip=card.clip, encoder=vit.shape)
+
+
+def _mixing(run: Finetune, derived: Derived) -> Mixing:
+    """The run's mixing, with groups that fit into the clips of one forward."""
+    mixing, clips = run.mixing, derived.micro_batch * run.num_sample
+    if not mixing.mixes or clips % mixing.mix_group == 0:
+        return mixing
+    # Two crops of one video must not be all of a group: mixing them would mix nothing.
+    least = 2 if run.num_sample == 1 else 2 * run.num_sample
+    most = min(clips, mixing.mix_group)
+    fits = [n for n in range(2, most + 1, 2) if clips % n == 0 and n >= least]
+    if not fits:
+        raise TubeletError(
+            f"Mixup and cutmix pair clips of different videos, and a forward has {clips} clips of "
+            f"{derived.micro_batch} videos: pass an even --batch-size and --micro-batch, or "
+            "--mixup-prob 0 to train without mixing."
+        )
+    log.info(
+        "mixing in groups of %d instead of %d: a forward has %d clips",
+        fits[-1],
+        mixing.mix_group,
+        clips,
+    )
+    return replace(mixing, mix_group=fits[-1])
+
+
+def _encoder(run: Finetune) -> ViT:
+    """The encoder to fine-tune: that of the weights, or a new one."""
+    clip = run.clip
+    if not run.weights:
+        return zoo.new_encoder(run.encoder, clip, drop_path=run.drop_path)
+    vit, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path)
+    wrong = [
+        f"{name} {getattr(vit.shape, name)} (the run says {getattr(run.encoder, name)})"
+        for name in ("width", "depth", "heads", "mlp_ratio", "patch", "tubelet_size")
+        if getattr(vit.shape, name) != getattr(run.encoder, name)
+    ]
+    if wrong:
+        raise TubeletError(
+            f"The encoder in {run.weights} is another one than the run's: {', '.join(wrong)}. Choose "
+            "the recipe for its size, or leave out the recipe's name and the --encoder options: "
+            "then the weights say it."
+        )
+    if clip.in_chans != vit.in_chans:
+        raise TubeletError(
+            f"The encoder in {run.weights} takes {vit.in_chans} channels: pass --in-chans "
+            f"{vit.in_chans} instead of {clip.in_chans}."
+        )
+    vit.grid_for(clip.num_frames, *clip.size)
+    return vit

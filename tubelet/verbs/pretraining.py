@@ -1,0 +1,144 @@
+"""Learning without labels: pretrain, and cache, which keeps the features of its teachers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tubelet import feature_cache, masks
+from tubelet.data.lists import read_list
+from tubelet.data.sampling import rng_for
+from tubelet.errors import TubeletError
+from tubelet.methods.run import Pretraining, to_dict
+from tubelet.model import Card
+from tubelet.targets.features import Teacher
+from tubelet.tasks.pretrain import Pretrain
+from tubelet.teachers import connect, load_teacher
+from tubelet.train import parallel
+from tubelet.train.config import derive
+from tubelet.train.loop import fit
+from tubelet.verbs.begin import (
+    as_run,
+    clips_of,
+    header_of,
+    required,
+    tell,
+    tell_notes,
+    train_batches,
+)
+
+
+def pretrain(
+    run: Pretraining | str,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    teachers: Mapping[str, Teacher] | None = None,
+    **changes: Any,
+) -> Path:
+    """Learn from videos without labels; returns the run's folder.
+
+    Args:
+        run: a run, or its name ("videomae:base_k400", "./mine.py:run3").
+        out: folder for checkpoints, config.json and metrics.jsonl.
+        resume: go on from the newest checkpoint in `out`.
+        teachers: {branch: network}, in the place of those that the run names by where they are.
+        changes: fields of the run, its clip and its training by name (`data=...`, `steps=...`).
+
+    Raises:
+        TubeletError: no videos, a used folder without `resume`, a loss that stays non-finite,
+            a disk that is full, ...
+    """
+    run = as_run(run, Pretraining, changes)
+    videos = read_list(required(run.data, "--data"), root=run.root, kind="unlabelled")
+    features = feature_cache.opened(run)
+    cached = feature_cache.widths(features)
+    taught = _teachers(run, teachers or {}, cached)
+    run = run.fitted({name: teacher.width for name, teacher in taught.items()} | cached)
+    hidden = run.draw_hidden(rng_for(run.train.seed, 0, 0))  # a mask that cannot be says so now
+    narrows = run.asked(run.grid, hidden[0], rng_for(0, 0, 0)) is not None
+    with parallel.processes(run.train.device) as place:
+        derived = derive(run.train, len(videos), place.world)
+        tell(run, videos, place)
+        torch.manual_seed(run.train.seed)
+        model = run.model()
+        taught = feature_cache.attach(features, run, videos, model, taught)
+        views = connect(model, taught)
+        dataset = clips_of(
+            run,
+            videos,
+            views=views,
+            mask=run.draw_hidden,
+            asked=run.draw_asked if narrows else None,
+            features=features,
+        )
+        header = header_of(model, Card(clip=run.clip, run=to_dict(run)), videos)
+        header["teachers"] = feature_cache.sources(features) | {
+            name: {"name": teacher.name, "digest": teacher.digest}
+            for name, teacher in taught.items()
+        }
+        pack = functools.partial(masks.pack, count_visible=run.count_visible)
+        batches = functools.partial(train_batches, dataset, run, derived, place, pack)
+        fit(Pretrain(model), batches, run.train, derived, Path(out), header, resume)
+    return Path(out)
+
+
+def cache(
+    run: Pretraining | str,
+    *,
+    out: str | Path,
+    crops: int = 1,
+    shard_clips: int = 64,
+    teachers: Mapping[str, Teacher] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    **changes: Any,
+) -> Path:
+    """Computes the features of a run's teachers once, for `crops` fixed crops of each video.
+
+    `pretrain(run, feature_cache=out)` then trains without teachers (docs/feature-cache.md). What is
+    there already in `out` is not computed again. `shard_clips`: clips in a file. Other arguments:
+    see `pretrain`.
+    """
+    run = as_run(run, Pretraining, changes)
+    videos = read_list(required(run.data, "--data"), root=run.root, kind="unlabelled")
+    tell_notes(videos)
+    taught = _teachers(run, teachers or {})
+    run = run.fitted({name: teacher.width for name, teacher in taught.items()})
+    feature_cache.make(
+        run, videos, taught, Path(out), crops=crops, shard_clips=shard_clips, progress=progress
+    )
+    return Path(out)
+
+
+def _teachers(
+    run: Pretraining, given: Mapping[str, Teacher], cached: Collection[str] = ()
+) -> dict[str, Teacher]:
+    """The teachers that the run's branches need, loaded; one that is missing is an error.
+
+    `cached`: branches that need none; one that is given for them all the same is loaded too.
+    """
+    needed = run.teachers()
+    unknown = sorted(set(given) - set(needed))
+    if unknown:
+        raise TubeletError(
+            f"There is no branch {unknown[0]!r} that takes a teacher; this run has "
+            f"{', '.join(needed) or 'none'}."
+        )
+    nowhere = {name for name, source in needed.items() if not source and name not in given}
+    missing = [name for name in needed if name in nowhere and name not in cached]
+    if missing:
+        name = missing[0]
+        raise TubeletError(
+            f"The {name} teacher is missing, and a random one would teach nothing: pass "
+            f"--{name}-teacher with a run folder or a checkpoint, or --{name}.weight 0 to learn "
+            "without it."
+        )
+    return {
+        name: given[name] if name in given else load_teacher(source, **run.teacher_options(name))
+        for name, source in needed.items()
+        if name not in nowhere
+    }

@@ -1,0 +1,135 @@
+"""What trained models are good for: evaluate, predict, reconstruct."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tubelet import zoo
+from tubelet.analysis import reconstruct as reconstruction
+from tubelet.analysis.reconstruct import ReconstructConfig, Reconstruction
+from tubelet.data.lists import Source, VideoList, read_list
+from tubelet.errors import TubeletError
+from tubelet.model import Card, Classifier, MaskedModel
+from tubelet.tasks import evaluate as evaluation
+from tubelet.tasks import predict as prediction
+from tubelet.tasks.evaluate import EvaluateConfig
+from tubelet.tasks.predict import PredictConfig, Predictions
+from tubelet.tasks.report import Evaluation
+from tubelet.train import parallel
+from tubelet.verbs.begin import split_of, tell_notes
+
+
+def evaluate(
+    weights: str | Path | Classifier,
+    data: Source | VideoList,
+    config: EvaluateConfig | None = None,
+    *,
+    root: str = "",
+    split: str | None = None,
+    label_column: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Scores a fine-tuned model on labelled videos by the published protocol.
+
+    `weights`: a run's folder, a checkpoint, or a model. `config` None: the views that the run was
+    made for (5x3, on Something-Something 2x3). `split` None: of a folder with splits, test or val.
+    Under torchrun each process scores a part, and all get the whole result.
+    """
+    model = _classifier(weights)
+    card = model.card
+    config = config or test_views(card)
+    if not isinstance(data, VideoList):
+        kind = card.label_kind if card.label_kind in ("single", "multi", "regression") else None
+        data = read_list(
+            data,
+            root=root,
+            labels_from=card.classes or None,
+            kind=kind,
+            split=split or _scored_split(data),
+            column=label_column or None,
+        )
+        tell_notes(data)
+    with parallel.processes(config.device):
+        return evaluation.evaluate(model, data, card.clip, config, progress=progress)
+
+
+def predict(
+    weights: str | Path | Classifier,
+    sources: Any,
+    config: PredictConfig | None = None,
+    *,
+    progress: Any = None,
+) -> Predictions:
+    """The best classes over time of video files of any length; see `tubelet.tasks.predict`."""
+    model = _classifier(weights)
+    card = model.card
+    kind = card.label_kind if card.label_kind in ("multi", "regression") else "single"
+    return prediction.predict(
+        model, card.classes, card.clip, sources, config, kind=kind, progress=progress
+    )
+
+
+def reconstruct(
+    weights: str | Path | MaskedModel,
+    video: str | Path,
+    *,
+    out: str | Path,
+    config: ReconstructConfig | None = None,
+    name: str = "",
+) -> Reconstruction:
+    """What a pretrained model makes of hidden parts; see `tubelet.analysis.reconstruct`.
+
+    `config` None: masks as in the run. `name`: of the model in the picture; default: its folder's.
+    """
+    model = masked_model(weights)
+    name = name or ("" if isinstance(weights, MaskedModel) else Path(weights).name)
+    config = config or run_masks(model.card)
+    return reconstruction.reconstruct(model, model.card.clip, video, out, config, name=name)
+
+
+def masked_model(weights: str | Path | MaskedModel) -> MaskedModel:
+    """A pretrained model, from its run where it is not there yet."""
+    model = weights if isinstance(weights, MaskedModel) else zoo.load(weights)
+    if not isinstance(model, MaskedModel):
+        raise TubeletError(
+            f"{weights} is a fine-tuned classifier, which has no decoder to reconstruct with: "
+            "pass the pretraining run."
+        )
+    return model
+
+
+def test_views(card: Card) -> EvaluateConfig:
+    """The test protocol that a fine-tuned model's run names."""
+    run = card.run
+    return EvaluateConfig(
+        segments=run.get("test_num_segment", 5), crops=run.get("test_num_crop", 3)
+    )
+
+
+def run_masks(card: Card) -> ReconstructConfig:
+    """Masks as the pretraining run drew them."""
+    known = {name: card.run[name] for name in ("mask_type", "mask_ratio") if name in card.run}
+    return ReconstructConfig(**known)
+
+
+def _classifier(weights: str | Path | Classifier) -> Classifier:
+    model = weights if isinstance(weights, Classifier) else zoo.load(weights)
+    if not isinstance(model, Classifier):
+        raise TubeletError(
+            f"{weights} is a pretrained model without classes: fine-tune it first, with "
+            f"`tubelet finetune --weights {weights} --data LABELLED --out runs/NAME`."
+        )
+    return model
+
+
+def _scored_split(data: Source) -> str | None:
+    """test, or else val, of a folder of splits; one that has neither is refused."""
+    split = split_of(data, "test", "val")
+    if split is None and split_of(data, "train"):
+        raise TubeletError(
+            f"{data} has no test or val split to score, only train. Pass the folder of the videos to "
+            "score, or --split train."
+        )
+    return split
