@@ -29,6 +29,7 @@ FILE = "cache.json"
 FORMAT = 1  # of the folder; a higher one is of a later tubelet
 VIEW = "features_"  # in front of a teacher's name: the view of a sample, and the files
 INDEX = "index"
+MEANS = {"list.fingerprint": " (a hash of the videos' paths)"}  # what a name alone does not tell
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterato
     there = _flat(cached)
     for key, value in _flat(wanted).items():
         if there.get(key) != value:
-            yield f"{key}: {there.get(key)} in the cache, {value} here"
+            yield f"{key}{MEANS.get(key, '')}: {there.get(key)} in the cache, {value} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -163,8 +163,8 @@ def statistics(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
             return tuple(stated["image_mean"]), tuple(stated["image_std"])
     raise TubeletError(
         f"The normalisation of the model in {path} is not known: no {' or '.join(PREPROCESSORS)} there "
-        "states image_mean and image_std. Put the model's own beside it, or make the teacher in a "
-        "function of your own: huggingface_teacher(model, mean=..., std=...)."
+        "states image_mean and image_std. Put the one that came with the model there, or make the "
+        "teacher in a function of your own: huggingface_teacher(model, mean=..., std=...)."
     )
 
 

@@ -201,6 +201,7 @@ class Features(nn.Module):
             raise TubeletError(
                 f"The features of the teacher {teacher.name} cannot be mapped onto the student's "
                 f"{'x'.join(map(str, self.grid))} tokens (clips of {frames}x{own[0]}x{own[1]}): {error}"
+                f"{_resizing(teacher.patch, size)}"
             ) from error
         self.view_size = None if size == (own[0], own[1]) else size
         self.view = "clip" if size == (own[0], own[1]) else f"clip_{size[0]}x{size[1]}"
@@ -241,6 +242,14 @@ class Features(nn.Module):
     def extra_repr(self) -> str:
         name = "none" if self.teacher is None else self.teacher.name
         return f"width={self.width}, teacher={name}, layer={self.layer}"
+
+
+def _resizing(patch: Patch, size: tuple[int, int]) -> str:
+    """The way out where it is height or width that does not fit."""
+    fit = tuple(max(unit, got // unit * unit) for got, unit in zip(size, patch[1:], strict=True))
+    if fit == size:
+        return ""
+    return f" With --image.size {fit[0]} {fit[1]} (or --video.size) the teacher sees the clips resized."
 
 
 def select(features: Tensor, asked: Tensor | None, norm_feature: bool) -> Tensor:

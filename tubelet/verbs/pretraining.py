@@ -134,8 +134,8 @@ def _teachers(
         name = missing[0]
         raise TubeletError(
             f"The {name} teacher is missing, and a random one would teach nothing: pass "
-            f"--{name}-teacher with a run folder or a checkpoint, or --{name}.weight 0 to learn "
-            "without it."
+            f"--{name}-teacher with a run's folder, a checkpoint or a Hugging Face model's folder, or "
+            f"--{name}.weight 0 to learn without it."
         )
     return {
         name: given[name] if name in given else load_teacher(source, **run.teacher_options(name))
