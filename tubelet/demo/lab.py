@@ -77,8 +77,11 @@ class Lab:
         return self.folder / f"clips-{split}.pt"
 
 
-def train(lab: Lab, run: Pretraining, out: Path) -> None:
-    """Trains a run on the lab's clips, or goes on with it; at once where it is done."""
+def train(lab: Lab, run: Pretraining, out: Path, *, stored: bool = True) -> None:
+    """Trains a run on the lab's clips, or goes on with it; at once where it is done.
+
+    `stored`: teachers see each clip once, before; else at each update, as with augmented clips.
+    """
     videos, clips = lab.videos("train"), lab.clips("train")
     derived = derive(run.train, len(videos))
     newest = checkpoint.latest(out)
@@ -88,7 +91,7 @@ def train(lab: Lab, run: Pretraining, out: Path) -> None:
     model = run.model()
     taught = {name: load_teacher(source) for name, source in run.teachers().items()}
     connect(model, taught)
-    stored = stored_features(model, taught, clips)
+    views = stored_features(model, taught, clips) if stored else {}
     rng = rng_for(run.train.seed, 0, 0)
     narrows = run.asked(run.grid, run.draw_hidden(rng)[0], rng) is not None
     dataset = Remembered(
@@ -98,7 +101,7 @@ def train(lab: Lab, run: Pretraining, out: Path) -> None:
         seed=run.train.seed,
         mask=run.draw_hidden,
         asked=run.draw_asked if narrows else None,
-        stored=stored,
+        stored=views,
     )
 
     def batches(start_step: int) -> Any:

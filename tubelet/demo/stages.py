@@ -52,11 +52,11 @@ class DemoConfig:
     """Repetitions, each with videos, weights and masks of its own."""
     seed: int = 0
     """The first one."""
-    image_steps: int = 1500
+    image_steps: int = 1400
     """Updates of the image teacher."""
-    video_steps: int = 2000
+    video_steps: int = 1400
     """Updates of the video teacher."""
-    student_steps: int = 800
+    student_steps: int = 700
     """Updates of each student."""
     train: int = 6000
     """Clips to train on, without labels."""

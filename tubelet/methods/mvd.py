@@ -88,6 +88,9 @@ class MVD(Pretraining):
     mask_type: Literal["tube", "random", "frame", "none"] = "tube"
     """none: the student sees the whole clip, and an MLP predicts the features of each token."""
     mask_ratio: float = 0.9
+    predict: Literal["hidden", "all"] = "hidden"
+    """hidden: what the student does not see, as published; all: the features of visible tokens too
+    (as arXiv 2303.16058 does), which teaches faster where a teacher is hard to guess."""
     decoder_mask_ratio: float = 0.0
     """Share of the tokens that is not decoded, in running cells (VideoMAE V2): 0, 0.25, 0.5, 0.75."""
     drop_path: float = 0.1
@@ -98,8 +101,11 @@ class MVD(Pretraining):
             raise TubeletError(f"Each branch needs a name of its own, and these are {names}.")
         if not self.distilled() and not self.pixel_weight:
             raise TubeletError("Nothing is predicted: all branches have weight 0.")
-        if self.mask_type == "none" and self.decoder_mask_ratio:
-            raise TubeletError("decoder_mask_ratio needs masks: mask_type is 'none'.")
+        if self.count_visible and self.decoder_mask_ratio:
+            raise TubeletError(
+                "decoder_mask_ratio leaves out tokens that mask_type 'none' and predict 'all' ask "
+                "for: set it to 0."
+            )
 
     def distilled(self) -> dict[str, Distilled]:
         """The branches with a teacher, by name, without those of weight 0."""
@@ -143,7 +149,7 @@ class MVD(Pretraining):
 
     def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
-        if self.mask_type == "none":
+        if self.count_visible:
             return torch.ones_like(hidden)
         if not self.decoder_mask_ratio:
             return None
@@ -151,8 +157,8 @@ class MVD(Pretraining):
 
     @property
     def count_visible(self) -> bool:
-        """Without masks all tokens count."""
-        return self.mask_type == "none"
+        """Whether visible tokens are predicted too."""
+        return self.mask_type == "none" or self.predict == "all"
 
     def model(self) -> MaskedModel:
         """The student with a decoder for each branch; its teachers are connected afterwards."""
@@ -203,6 +209,7 @@ class MVD(Pretraining):
             positions=self.encoder.positions,
             project_bias=True,
             drop_path=self.drop_path,
+            overlap="own" if self.predict == "all" else "query",
         )
 
 
