@@ -258,3 +258,24 @@ def test_masks_per_clip_draw_as_many() -> None:
     assert hidden.shape == (3, run.grid.size)
     assert not torch.equal(hidden[0], hidden[1])
     assert losses_of(run)["image"] > 0
+
+
+def test_predict_all_asks_for_every_token_and_counts_it() -> None:
+    run = changed(
+        MVD(image=Distilled(width=32), video=Distilled(weight=0.0)),
+        encoder=ViTShape(32, 1, 2, patch=8, position="sincos_3d"),
+        decoder=DecoderShape(16, 1, 2),
+        clip=ClipSpec(num_frames=4, size=(32, 32)),
+        mask_ratio=0.75,
+        predict="all",
+    )
+    rng = np.random.default_rng(0)
+    hidden = run.draw_hidden(rng)[None]
+    masks = pack(hidden, run.draw_asked(rng, hidden[0])[None], count_visible=run.count_visible)
+    assert masks.keep.shape[-1] == 8 and masks.asked.shape[-1] == 32
+    assert bool((masks.weight == 1).all())
+    model = run.model().eval()
+    predicted = model.predict(torch.rand(1, 3, 4, 32, 32), masks)["image"]
+    assert predicted.shape == (1, 32, 32)
+    with pytest.raises(TubeletError, match="set it to 0"):
+        changed(run, decoder_mask_ratio=0.5)
