@@ -12,6 +12,7 @@ from torch import Tensor
 from tubelet.methods.mvd import Distilled
 from tubelet.methods.run import changed
 from tubelet.shapes import Grid, Patch
+from tubelet.targets import features as features_module
 from tubelet.targets.features import Features, Precision, Teacher
 
 GIVEN = {"image": distil.image_teacher, "video": distil.video_teacher}
@@ -78,3 +79,17 @@ def test_a_step_trains_with_teachers_of_both_precisions(loss: Any, autocast: boo
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.dtype is torch.float32
+
+
+def test_large_clips_go_through_the_teacher_few_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip, target = torch.rand(5, 3, 4, 16, 16), features(distil.video_teacher(), "float32")
+    assert target.teacher is not None
+    seen: list[int] = []
+    target.teacher.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    together = target(clip)
+    for clips in (2, 0.5):  # of 32 tokens, 4 * 48 numbers of 4 bytes each
+        monkeypatch.setattr(features_module, "BUFFER", int(clips * 32 * 4 * 48 * 4))
+        torch.testing.assert_close(target(clip), together)
+    assert seen == [5, 2, 2, 1, 1, 1, 1, 1, 1]
