@@ -1,21 +1,21 @@
 """Who teaches what? MVD's comparisons in small, on the built-in videos.
 
-    python benchmarks/mvd_teachers.py --out runs/teachers [--seeds 3] [--workers 2] [--scale 1]
+    python benchmarks/mvd_teachers.py --out runs/demo [--seeds 3] [--workers 2] [--scale 1]
 
-For each seed: an image and a video teacher, a smaller pair, and students of one teacher or of both,
-with the paper's variations (arXiv 2212.04500, section 4.3 and appendix). Every encoder is frozen and
-probed for *what* moves and *how*. VideoMAE is trained on, and probed on the way, to see when it
-reaches the student. And the same student with one mask a clip or four, its teachers computing at
-each update, probed on the way. All runs train side by side, each on one thread; what is done is
-not done twice. Writes results.json, table.md, teachers.png and masks.png into --out.
+Begins with the demo (`tubelet demo --seeds 3`): teachers, and students of one or of both. A folder in
+which that was done is gone on with. Then, for each seed, the paper's variations (arXiv 2212.04500,
+section 4.3 and appendix); VideoMAE for longer, probed on the way, to see when it reaches the student;
+and the student with one mask a clip or four, its teachers computing at each update, probed on the way.
+All runs train side by side, each on one thread; what is done is not done twice. Writes study.json,
+table.md, teachers.png and masks.png into --out.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,66 +24,64 @@ import torch
 from matplotlib.figure import Figure
 
 from tubelet import zoo
-from tubelet.data import toy
 from tubelet.data.isolate import each
+from tubelet.demo import DemoConfig, demo
 from tubelet.demo import lab as labs
 from tubelet.demo.lab import LABELS, Lab
-from tubelet.demo.runs import BOTH, CLIP, IMAGE, NONE, SHAPE, VIDEO
+from tubelet.demo.runs import BOTH, CLIP, IMAGE, NONE, TEACHER, VIDEO
 from tubelet.errors import TubeletError
-from tubelet.methods.mvd import Distilled
 from tubelet.methods.run import Pretraining, changed
 from tubelet.model import MaskedModel
 from tubelet.probes.interval import student as interval
 from tubelet.train import checkpoint
 
-COUNTS = {"train": 6000, "val": 640, "test": 1600}
-LABELLED = 2000
 SMALL = {"width": 64, "depth": 2, "heads": 2}
-OF_SMALL = replace(BOTH.image, width=64)
-STEPS = {"image": 2500, "video": 2500, "student": 2000, "long": 5000}
-EVERY = 500  # updates between two probes on the way
+OF_SMALL = replace(TEACHER, width=64)
+LONG = 3000  # updates of VideoMAE for longer
+DEMO = ("image teacher", "video teacher", "student of image", "student of video", "student of both")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the study; `on_the_way` keeps and probes its checkpoints."""
+    """One run beyond the demo's; `every`: updates between checkpoints that are kept and probed."""
 
     name: str
     run: Pretraining
     steps: int
-    teachers: tuple[str, ...] = ()  # of the branches image and video
+    teachers: str = ""  # what the folders of both begin with; "": it has none
     stored: bool = True
-    on_the_way: bool = False
+    every: int = 10**9
 
 
-def jobs(scale: float) -> list[Job]:
-    """Teachers first; the longest first among those that can begin together."""
-    image, video, student, long = (max(2, round(scale * n)) for n in STEPS.values())
+def jobs(config: DemoConfig, scale: float) -> list[Job]:
+    """Teachers of teachers first; then the longest first."""
+    image, video, student = config.image_steps, config.video_steps, config.student_steps
     small = [replace(run, encoder=replace(run.encoder, **SMALL)) for run in (IMAGE, VIDEO)]
-    pair = ("image teacher", "video teacher")
-    small_pair = ("small image teacher", "small video teacher")
-    four = replace(BOTH.train, batch_size=BOTH.train.batch_size // 4)
-    four = replace(four, micro_batch=four.batch_size, lr=4 * four.lr, min_lr=4 * four.min_lr)
-    ema = Distilled(width=SHAPE.width, norm_feature=True)
+    batch = BOTH.train.batch_size
+    # A quarter of the clips, as many student views at the same rate.
+    four = replace(
+        BOTH.train,
+        batch_size=batch // 4,
+        micro_batch=batch // 4,
+        lr=4 * BOTH.train.lr,
+        min_lr=4 * BOTH.train.min_lr,
+    )
+    live: dict[str, Any] = {"stored": False, "every": max(1, student // 4)}
+    own = replace(BOTH, image=NONE, video_teacher="ema")
+    small_pair = replace(BOTH, image=OF_SMALL, video=OF_SMALL)
+    long = max(2, round(scale * LONG))
     return [
-        Job("video teacher", VIDEO, video),
-        Job("image teacher", IMAGE, image),
         Job("small video teacher", small[1], video),
         Job("small image teacher", small[0], image),
-        Job("VideoMAE, longer", VIDEO, long, on_the_way=True),
-        Job("1 mask a clip", BOTH, student, pair, stored=False, on_the_way=True),
-        Job("4 masks a clip", changed(BOTH, masks_per_clip=4, train=four), student, pair,
-            stored=False, on_the_way=True),
-        Job("student of both, and pixels", replace(BOTH, pixel_weight=1.0), student, pair),
-        Job("student of both", BOTH, student, pair),
-        Job("student of both, no masks", replace(BOTH, mask_type="none"), student, pair),
-        Job("student of both, small teachers",
-            replace(BOTH, image=OF_SMALL, video=OF_SMALL), student, small_pair),
-        Job("student of its own average",
-            replace(BOTH, image=NONE, video=ema, video_teacher="ema"), student),
-        Job("student of image", replace(BOTH, video=NONE), student, pair[:1]),
-        Job("student of video", replace(BOTH, image=NONE), student, pair[1:]),
-    ]  # fmt: skip
+        Job("VideoMAE, longer", VIDEO, long, every=max(1, long // 6)),
+        Job("1 mask a clip", BOTH, student, "-", **live),
+        Job("4 masks a clip", changed(BOTH, masks_per_clip=4, train=four), student, "-", **live),
+        Job("student of both, and pixels", replace(BOTH, pixel_weight=1.0), student, "-"),
+        Job("student of both, hidden only", replace(BOTH, predict="hidden"), student, "-"),
+        Job("student of both, no masks", replace(BOTH, mask_type="none"), student, "-"),
+        Job("student of both, small teachers", small_pair, student, "small-"),
+        Job("student of its own average", own, student),
+    ]
 
 
 @dataclass(frozen=True)
@@ -94,32 +92,36 @@ class Work:
     lab: Lab
 
     @property
+    def seed(self) -> int:
+        return int(self.lab.folder.name.split("-")[1])
+
+    @property
     def out(self) -> Path:
         return self.lab.folder / self.job.name.replace(",", "").replace(" ", "-")
 
 
 def train(work: Work) -> None:
-    """Trains a job, unless it is done, and records the seconds of its thread."""
+    """Trains a job, unless it is done."""
     torch.set_num_threads(1)
-    job, seed = work.job, int(work.lab.folder.name.split("-")[1])
-    every = EVERY if job.on_the_way else 10**9
+    job, folder = work.job, work.lab.folder
     settings = replace(
-        job.run.train, steps=job.steps, seed=seed, save_every_steps=every, keep_checkpoints=100
+        job.run.train,
+        steps=job.steps,
+        seed=work.seed,
+        save_every_steps=job.every,
+        keep_checkpoints=100,
     )
+    begin = job.teachers.removeprefix("-")
     taught = {
-        f"{name.split()[-2]}_teacher": work.lab.folder / name.replace(" ", "-")
-        for name in job.teachers
+        f"{branch}_teacher": folder / f"{begin}{branch}-teacher"
+        for branch, source in job.run.teachers().items()
+        if not source
     }
-    run = changed(job.run, data=work.lab.folder / "videos" / "train", train=settings, **taught)
-    record = work.out / "seconds.json"
-    if record.exists():
-        return
-    begun = time.process_time()
+    run = changed(job.run, data=folder / "videos" / "train", train=settings, **taught)
     labs.train(work.lab, run, work.out, stored=job.stored)
-    record.write_text(json.dumps(time.process_time() - begun))
 
 
-def probed(work: Work) -> list[dict[str, Any]]:
+def probed(work: Work, labelled: int) -> list[dict[str, Any]]:
     """Accuracies after each checkpoint that was kept, the last one last."""
     torch.set_num_threads(1)
     record = work.out / "probes.json"
@@ -129,22 +131,23 @@ def probed(work: Work) -> list[dict[str, Any]]:
     for path in checkpoint.checkpoints(work.out):
         model = zoo.load(path)
         assert isinstance(model, MaskedModel)
-        scores = labs.probes(work.lab, model, LABELLED)
+        scores = labs.probes(work.lab, model, labelled)
         step = int(checkpoint.read_header(path)["step"])
         found.append({"step": step} | {label: scores[label]["accuracy"] for label in LABELS})
     record.write_text(json.dumps(found))
     return found
 
 
-def random_probe(lab: Lab) -> dict[str, float]:
-    """Accuracies of an encoder as it is before training."""
-    torch.set_num_threads(1)
-    record = lab.folder / "random.json"
-    if not record.exists():
-        torch.manual_seed(int(lab.folder.name.split("-")[1]))
-        scores = labs.probes(lab, VIDEO.model(), LABELLED)
-        record.write_text(json.dumps({label: scores[label]["accuracy"] for label in LABELS}))
-    return json.loads(record.read_text())
+def seconds_of(run: Path) -> float:
+    """What the updates of a run took, by its log."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "clips_per_second" in row]
+    config = json.loads((run / "config.json").read_text())
+    clips = config["train"]["batch_size"]
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    return float(
+        sum(clips * n / row["clips_per_second"] for n, row in zip(steps, rows, strict=True))
+    )
 
 
 def lost(work: Any, why: str) -> Any:
@@ -152,7 +155,11 @@ def lost(work: Any, why: str) -> Any:
 
 
 def side_by_side(task: Any, items: list[Any], workers: int) -> list[Any]:
-    told = lambda done, of: print(f"{task.__name__}: {done} of {of}", flush=True)  # noqa: E731
+    name = getattr(task, "__name__", "probe")
+
+    def told(done: int, of: int) -> None:
+        print(f"{name}: {done} of {of}", flush=True)
+
     return each(task, items, workers=workers, lost=lost, timeout_seconds=1e5, progress=told)
 
 
@@ -171,23 +178,38 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--scale", type=float, default=1.0, help="times the updates of every run")
     args = parser.parse_args()
-    every = jobs(args.scale)
-    folders = [Lab(args.out / f"seed-{seed}", CLIP) for seed in range(args.seeds)]
-    for seed, lab in enumerate(folders):
-        lab.prepare(toy.Options(seed=seed), COUNTS, args.workers, lambda done, of: None)
-    # All seeds together: teachers of teachers come first, and no process waits for another long.
-    for stage in (every[:4], every[4:]):
-        side_by_side(train, [Work(job, lab) for job in stage for lab in folders], args.workers)
-    works = [Work(job, lab) for job in every for lab in folders]
-    random = side_by_side(random_probe, folders, args.workers)
-    scores = side_by_side(probed, works, args.workers)
-    results: dict[str, Any] = {"random": {"probes": [[one] for one in random], "seconds": []}}
-    for at, work in enumerate(works):
-        one = results.setdefault(work.job.name, {"probes": [], "seconds": []})
-        one["probes"].append(scores[at])
-        one["seconds"].append(json.loads((work.out / "seconds.json").read_text()))
-    (args.out / "results.json").write_text(json.dumps(results, indent=1))
-    text = report(results, every)
+    base = DemoConfig()
+    steps = {
+        name: max(2, round(args.scale * getattr(base, name)))
+        for name in ("image_steps", "video_steps", "student_steps")
+    }
+    config = replace(base, seeds=args.seeds, workers=args.workers, **steps)
+    done = demo(args.out, config)
+    every = jobs(config, args.scale)
+    labs_ = [Lab(args.out / f"seed-{seed}", CLIP) for seed in range(args.seeds)]
+    for stage in (every[:2], every[2:]):
+        side_by_side(train, [Work(job, lab) for job in stage for lab in labs_], args.workers)
+    works = [Work(job, lab) for job in every for lab in labs_]
+    read = functools.partial(probed, labelled=config.labelled)
+    scores = side_by_side(read, works, args.workers)
+    results: dict[str, Any] = {}
+    for name, of in done.scores.items():
+        seeds = [{k: v.accuracies[i] for k, v in of.items()} for i in range(args.seeds)]
+        results[name] = {"probes": [[one] for one in seeds], "seconds": [], "steps": 0}
+        if name in DEMO:
+            paths = [lab.folder / name.replace(" ", "-") for lab in labs_]
+            results[name]["seconds"] = [seconds_of(path) for path in paths]
+            which = "student" if name.startswith("student") else name.split()[0]
+            results[name]["steps"] = steps[f"{which}_steps"]
+    for work, score in zip(works, scores, strict=True):
+        one = results.setdefault(
+            work.job.name, {"probes": [], "seconds": [], "steps": work.job.steps}
+        )
+        one["probes"].append(score)
+        one["seconds"].append(seconds_of(work.out))
+    record = {"config": asdict(config), "results": results}
+    (args.out / "study.json").write_text(json.dumps(record, indent=1))
+    text = report(results)
     (args.out / "table.md").write_text(text)
     draw_bars(results, args.out / "teachers.png")
     draw_curves(results, args.out / "masks.png")
@@ -199,48 +221,41 @@ def last(results: dict[str, Any], name: str, label: str) -> list[float]:
     return [100 * seed[-1][label] for seed in results[name]["probes"]]
 
 
-def report(results: dict[str, Any], every: list[Job]) -> str:
+def report(results: dict[str, Any]) -> str:
     """The tables, as Markdown."""
-    steps = {job.name: job.steps for job in every}
     lines = ["| encoder | updates | what | how |", "|---|---|---|---|"]
-    for name in results:
+    for name, one in results.items():
         cells = [mean_of(last(results, name, label)) for label in LABELS]
-        lines.append(f"| {name} | {steps.get(name, 0)} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {one['steps']} | {' | '.join(cells)} |")
     lines += ["", "| difference, by seed | what | how |", "|---|---|---|"]
     both = "student of both"
     pairs = [("student of image", "student of video"), (both, "student of image")]
     pairs += [(both, "student of video"), (both, "random"), (both, "video teacher")]
     pairs += [(name, both) for name in results if name.startswith("student of") and "," in name]
-    pairs += [("student of its own average", both)]
+    pairs += [("student of its own average", both), ("4 masks a clip", "1 mask a clip")]
     for one, other in pairs:
         cells = [
             mean_of(list(np.subtract(last(results, one, label), last(results, other, label))))
             for label in LABELS
         ]
         lines.append(f"| {one} - {other} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *cost(results, steps)]) + "\n"
+    return "\n".join([*lines, "", *cost(results)]) + "\n"
 
 
-def cost(results: dict[str, Any], steps: dict[str, int]) -> list[str]:
+def cost(results: dict[str, Any]) -> list[str]:
     """Seconds of one thread until the student is there, its teachers included, against VideoMAE."""
     seconds = {name: float(np.mean(of["seconds"] or [0])) for name, of in results.items()}
-    long = "VideoMAE, longer"
-    each_update = seconds[long] / steps[long]
+    long, mvd = "VideoMAE, longer", ("image teacher", "video teacher", "1 mask a clip")
     lines = ["| | seconds of one thread |", "|---|---|"]
-    for name in ("image teacher", "video teacher", "student of both"):
-        lines.append(f"| {name} | {seconds[name]:.0f} |")
-    total = sum(seconds[n] for n in ("image teacher", "video teacher", "student of both"))
-    lines.append(f"| all of MVD | {total:.0f} |")
+    lines += [f"| {name} | {seconds[name]:.0f} |" for name in mvd]
+    lines.append(f"| all of MVD | {sum(seconds[name] for name in mvd):.0f} |")
     for label in LABELS:
         goal = float(np.mean(last(results, "student of both", label)))
         curve = _means(results, long, label)
         there = next((step for step, value in curve if value >= goal), None)
-        reached = (
-            f"reached after {there} updates: {there * each_update:.0f}"
-            if there
-            else f"not reached in {steps[long]} updates ({curve[-1][1]:.1f}): {seconds[long]:.0f}"
-        )
-        lines.append(f"| VideoMAE until {goal:.1f} % on *{label}* | {reached} |")
+        took = seconds[long] * (there or curve[-1][0]) / curve[-1][0]
+        reached = f"after {there} updates" if there else f"not reached ({curve[-1][1]:.1f} %)"
+        lines.append(f"| VideoMAE until {goal:.1f} % on *{label}*: {reached} | {took:.0f} |")
     return lines
 
 
