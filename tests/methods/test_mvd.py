@@ -222,7 +222,7 @@ def test_without_masks_an_mlp_predicts_all_tokens() -> None:
     assert not run.draw_hidden(np.random.default_rng(0)).any()
     assert run.draw_asked(np.random.default_rng(0), torch.zeros(1, 32, dtype=torch.bool)).all()
     assert losses_of(run)["image"] > 0
-    with pytest.raises(TubeletError, match="decoder_mask_ratio needs masks"):
+    with pytest.raises(TubeletError, match="decoder_mask_ratio leaves out tokens"):
         dataclasses.replace(run, decoder_mask_ratio=0.5)
 
 

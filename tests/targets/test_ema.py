@@ -47,6 +47,15 @@ def test_its_features_are_those_of_a_block_on_the_whole_clip(
         torch.testing.assert_close(average(clip, asked)[b], expected[b, asked[b]])
 
 
+def test_it_computes_in_bf16_where_asked_also_in_a_float32_part_of_the_step(tiny_vit: ViT) -> None:
+    clip = torch.rand(1, 3, 8, 32, 32)
+    exact, low = (Bootstrap(tiny_vit, 32, precision=p) for p in ("auto", "bf16"))
+    with torch.autocast("cpu", enabled=False):
+        error = (low(clip) - exact(clip)).norm() / exact(clip).norm()
+    assert low(clip).dtype == torch.float32
+    assert 0 < error < 0.02  # bf16 has 8 bits of precision
+
+
 def test_it_is_state_but_is_not_trained(tiny_vit: ViT) -> None:
     model = MaskedModel(
         tiny_vit, [Branch("ema", torch.nn.Identity(), Bootstrap(tiny_vit, 32), F.mse_loss)]

@@ -259,6 +259,28 @@ def test_a_teacher_on_another_grid_is_resized_onto_the_students_tokens() -> None
     torch.testing.assert_close(features(clip), expected)
 
 
+def test_a_grid_of_as_many_tokens_is_another_grid_all_the_same() -> None:
+    features = target()
+    features.connect(mean_teacher(Patch(8, 4, 4)))  # 1x8x8 tokens, where the student has 4x4x4
+    clip = torch.rand(2, 3, 8, 32, 32)
+    raw = mean_teacher(Patch(8, 4, 4))(clip, 1)
+    assert raw.shape == (2, 64, 3)
+    expected = resize_features(raw, Grid(1, 8, 8), GRID)
+    torch.testing.assert_close(features(clip), expected)
+
+
+def test_a_teacher_that_taught_in_bf16_is_not_read_in_float32() -> None:
+    teacher = vit_teacher()
+    low, full = (Features(32, patch=PATCH, grid=GRID, precision=p) for p in ("bf16", "float32"))
+    low.connect(teacher)
+    full.connect(teacher)
+    clip = torch.rand(1, 3, 8, 32, 32)
+    full(clip)
+    low(clip)
+    with pytest.raises(TubeletError, match=r"runs/teacher has taught in bf16.*load it anew"):
+        full(clip)
+
+
 def test_bf16_lowers_the_weights_once_and_gives_float32() -> None:
     teacher = vit_teacher()
     full = copy.deepcopy(teacher.module)

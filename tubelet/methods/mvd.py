@@ -53,7 +53,7 @@ class Distilled:
     position: PositionKind | None = None
     """Kind of positions of a published file that does not tell: a fine-tuned one."""
     precision: Precision = "auto"
-    """Of the teacher; auto: bf16 on a GPU, else float32."""
+    """Of the teacher; auto: bf16 on a GPU that has it, else float32."""
     momentum: float = 0.999
     """Of the average, for the teacher "ema"."""
 
@@ -193,6 +193,7 @@ class MVD(Pretraining):
                 momentum=one.momentum,
                 layer=one.layer,
                 norm_feature=one.norm_feature,
+                precision=one.precision,
             )
         loss = getattr(losses, one.loss)
         return Branch(name, self._decoder(backbone, target.width), target, loss, one.weight)

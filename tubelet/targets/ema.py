@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from tubelet.targets.features import select
+from tubelet.targets.features import Precision, in_bf16, select
 
 
 class Bootstrap(nn.Module):
@@ -30,6 +30,7 @@ class Bootstrap(nn.Module):
         momentum: float = 0.999,
         layer: int = -1,
         norm_feature: bool = True,
+        precision: Precision = "auto",
     ):
         super().__init__()
         self.network: Any = copy.deepcopy(backbone).eval().requires_grad_(False)
@@ -37,6 +38,7 @@ class Bootstrap(nn.Module):
         self.momentum = momentum
         self.layer = layer
         self.norm_feature = norm_feature
+        self.precision: Precision = precision
 
     def train(self, mode: bool = True) -> Bootstrap:
         """It stays in eval mode: no drop path in a target."""
@@ -44,7 +46,9 @@ class Bootstrap(nn.Module):
 
     def forward(self, view: Tensor, asked: Tensor | None = None) -> Tensor:
         """view float [B,C,T,H,W] in [0,1], asked int64 [B,M] -> float32 [B,M,P]."""
-        features = self.network(view, layers=[self.layer], norm=False).layers[0]
+        low = in_bf16(self.precision, view.device)
+        with torch.autocast(view.device.type, torch.bfloat16, enabled=low):
+            features = self.network(view, layers=[self.layer], norm=False).layers[0]
         return select(features, asked, self.norm_feature)
 
     @torch.no_grad()

@@ -98,6 +98,18 @@ class Teacher(nn.Module):
         self.prefix = prefix
         self.name = name
         self.digest = digest or digest_of(module)
+        self.lowered = False
+
+    def lower(self) -> None:
+        """The weights of linear layers and convolutions as bf16, in place: once, not at each call.
+
+        Norms and the residual stream stay float32 under autocast, without which it fails.
+        """
+        if not self.lowered:
+            for part in self.module.modules():
+                if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+                    part.to(torch.bfloat16)
+        self.lowered = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         self.module._apply(fn, recurse)
@@ -121,6 +133,11 @@ class Teacher(nn.Module):
 
         A clip of another size than `size` (default: the teacher's) is resized first.
         """
+        if self.lowered and not torch.is_autocast_enabled(clip.device.type):
+            raise TubeletError(
+                f"The teacher {self.name} has taught in bf16, and holds its weights so since then: "
+                "load it anew to use it in float32."
+            )
         b, _, frames, *given = clip.shape
         if self.sees == "frames":
             clip = clip[:, :, :: frames // slots]  # the first of each tubelet
@@ -162,7 +179,7 @@ class Features(nn.Module):
         precision: Precision = "auto",
     ):
         """`patch`, `grid`: the student's. `size`: of the teacher's input; None: what it states, or
-        the student's. `precision` "auto": bf16 on a GPU, else float32."""
+        the student's. `precision` "auto": bf16 on a GPU that has it, else float32."""
         super().__init__()
         self.width = width
         self.patch = patch
@@ -174,7 +191,6 @@ class Features(nn.Module):
         self.view = "clip"
         self.view_size: tuple[int, int] | None = None  # where it is another than the student's
         self.teacher: Teacher | None = None
-        self._lowered = False
 
     @property
     def clip_shape(self) -> tuple[int, int, int]:
@@ -213,23 +229,19 @@ class Features(nn.Module):
     def forward(self, view: Tensor, asked: Tensor | None = None) -> Tensor:
         """view float [B,C,T,H,W] in [0,1], or [B,N,P]; asked int64 [B,M] -> float32 [B,M,P]."""
         features = view if view.dim() == 3 else self._compute(view)
-        if features.shape[1] == self.grid.size:
-            return select(features, asked, self.norm_feature)
-        return select(
-            resize_features(features, self.teacher_grid, self.grid), asked, self.norm_feature
-        )
+        return select(features, asked, self.norm_feature)
 
     def _compute(self, clip: Tensor) -> Tensor:
+        """clip float [B,C,T,H,W] in [0,1] -> [B,N,P] at the student's tokens."""
         if self.teacher is None:
             raise TubeletError(
                 "This model has no teacher: it was made without one. `connect` gives its targets "
                 "theirs; `tubelet pretrain` takes --image-teacher and --video-teacher."
             )
         kind = clip.device.type
-        low = self.precision == "bf16" or (self.precision == "auto" and kind == "cuda")
-        if low and not self._lowered:
-            lower(self.teacher.module)
-            self._lowered = True
+        low = in_bf16(self.precision, clip.device)
+        if low:
+            self.teacher.lower()
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
             parts = clip.split(self._at_once(len(clip), kind))
             features = torch.cat(
@@ -243,7 +255,9 @@ class Features(nn.Module):
                 f"[{len(clip)}, {expected}, {self.width}]: state its patch, size and prefix tokens "
                 "as they are."
             )
-        return features
+        if self.teacher_grid == self.grid:
+            return features
+        return resize_features(features, self.teacher_grid, self.grid)
 
     def _at_once(self, clips: int, kind: str) -> int:
         """How many clips the teacher sees together: on a CPU, as its buffers stay below `BUFFER`."""
@@ -289,11 +303,8 @@ def digest_of(module: nn.Module) -> str:
     return found.hexdigest()
 
 
-def lower(module: nn.Module) -> None:
-    """The weights of linear layers and convolutions as bf16, in place: once, not at each call.
-
-    Norms and the residual stream stay float32 under autocast.
-    """
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
-            part.to(torch.bfloat16)
+def in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a network that is only read computes in bf16: "auto" on a GPU that has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
