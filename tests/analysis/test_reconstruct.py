@@ -23,9 +23,10 @@ from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
 from tubelet.losses import mse
-from tubelet.model import Branch, MaskedModel
-from tubelet.shapes import ClipSpec, Grid, unpatchify
+from tubelet.model import Branch, Card, MaskedModel
+from tubelet.shapes import ClipSpec, Grid, Patch, unpatchify
 from tubelet.targets.pixels import Pixels
+from tubelet.verbs import run_masks
 
 SPEC = ClipSpec(num_frames=8, sampling_rate=2, size=(32, 48))
 HERE = ReconstructConfig(mask_ratio=0.75, device="cpu")
@@ -122,6 +123,24 @@ def test_a_perfect_prediction_gives_the_clip_back(pixels: np.ndarray) -> None:
     assert torch.equal(compose(raw, clip, chosen, truth), clip)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+def test_standardised_targets_get_their_colours_back(pixels: np.ndarray, normalise: bool) -> None:
+    """Image MAE's pixels are standardised by ImageNet's mean and std first."""
+    target = Pixels(
+        Patch(1, 8, 8),
+        normalise=normalise,
+        jointly=True,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    clip = torch.from_numpy(pixels[:1]).permute(3, 0, 1, 2)[None].float() / 255
+    hidden = masks.random(Grid(1, 4, 6), np.random.default_rng(0), mask_ratio=0.5)
+    chosen = masks.pack(hidden[None, None])
+    truth = target.cubes(target(clip, chosen.asked[:, 0]))
+    made = compose(target, clip, chosen, truth, oracle=normalise)
+    assert torch.allclose(made, clip, atol=1e-5)
+
+
 def test_colour_and_contrast_that_are_the_same_everywhere_are_found() -> None:
     _, target = pixel_branch(make_model())
     board = (torch.arange(32)[:, None] + torch.arange(48)).remainder(2).float()
@@ -212,6 +231,14 @@ def test_what_cannot_be_is_said(tmp_path: Path, video: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TubeletError, match="cannot be written"):
         reconstruct(raw, SPEC, video, tmp_path / "file", HERE)
+
+
+def test_a_model_that_was_shown_whole_clips_has_no_masks_to_draw() -> None:
+    assert run_masks(Card(run={"mask_type": "random", "mask_ratio": 0.5})).mask_type == "random"
+    with pytest.raises(
+        TubeletError, match="shown whole clips .*Expected one pretrained with masks"
+    ):
+        run_masks(Card(run={"mask_type": "none", "mask_ratio": 0.9}))
 
 
 def test_the_model_stays_in_its_mode(tmp_path: Path, video: Path) -> None:

@@ -154,11 +154,13 @@ def compose(
     grid = target.patch.grid_for(*clip.shape[2:])
     patches = patchify(clip, target.patch)
     if target.normalise:
-        mean, std = target.statistics(gather(patches, asked if oracle else keep).flatten(3))
+        seen = gather(patches, asked if oracle else keep).flatten(3)
+        mean, std = target.statistics(target.standardised(seen))
         if not oracle:
             weights = colours.nearness(grid, keep, asked)
             mean, std = (torch.einsum("bmk,bkco->bmco", weights, x) for x in (mean, std))
         cubes = cubes * std[..., None, None] + mean[..., None, None]
+    cubes = target.coloured(cubes.flatten(3)).view_as(cubes)
     index = asked.view(*asked.shape, 1, 1, 1, 1).expand_as(cubes)
     patches = patches.scatter(1, index, cubes)
     if target.normalise and not oracle:

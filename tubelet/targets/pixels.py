@@ -48,16 +48,23 @@ class Pixels(nn.Module):
         cubes = patchify(view, self.patch)
         if asked is not None:
             cubes = gather(cubes, asked)
-        cubes = cubes.flatten(3)  # [B,M,C,pixels]
-        if len(self.mean):
-            cubes = (cubes - self.mean) / self.std
+        cubes = self.standardised(cubes.flatten(3))
         if self.normalise:
             mean, std = self.statistics(cubes)
             cubes = (cubes - mean) / std
         return cubes.transpose(2, 3).flatten(2)
 
+    def standardised(self, cubes: Tensor) -> Tensor:
+        """[B,M,C,pixels] in [0,1] -> the same by `mean` and `std`, where there are any."""
+        return (cubes - self.mean) / self.std if len(self.mean) else cubes
+
+    def coloured(self, cubes: Tensor) -> Tensor:
+        """The inverse."""
+        return cubes * self.std + self.mean if len(self.mean) else cubes
+
     def statistics(self, cubes: Tensor) -> tuple[Tensor, Tensor]:
-        """[B,M,C,pixels] -> mean and divisor [B,M,C,1] of the normalisation ([B,M,1,1] jointly)."""
+        """Standardised [B,M,C,pixels] -> mean and divisor of the normalisation, [B,M,C,1] ([B,M,1,1]
+        jointly)."""
         if self.jointly:
             var, mean = torch.var_mean(cubes, dim=(-2, -1), keepdim=True)
             return mean, (var + self.EPS).sqrt()

@@ -111,6 +111,11 @@ def test_views(card: Card) -> EvaluateConfig:
 def run_masks(card: Card) -> ReconstructConfig:
     """Masks as the pretraining run drew them."""
     known = {name: card.run[name] for name in ("mask_type", "mask_ratio") if name in card.run}
+    if known.get("mask_type") == "none":
+        raise TubeletError(
+            "This model was shown whole clips (mask_type 'none'), so it has not learned to fill in "
+            "what is hidden. Expected one pretrained with masks, such as VideoMAE's."
+        )
     return ReconstructConfig(**known)
 
 
