@@ -43,10 +43,16 @@ QUICK: dict[str, Any] = {
     "warmup_epochs": 0,
 }
 MINE = """
+from __future__ import annotations
+import dataclasses
 import torch
 from torch import nn
 from tubelet.shapes import Patch
 from tubelet.targets.features import Teacher
+
+@dataclasses.dataclass
+class Settings:
+    width: int = 24
 
 class Corners(nn.Module):
     def __init__(self):
@@ -63,6 +69,9 @@ def corners():
 
 def nothing():
     return 7
+
+def broken():
+    return 1 / 0
 """
 
 
@@ -160,7 +169,11 @@ def test_a_function_of_ones_own(world: Path) -> None:
         ("videos", "holds no checkpoint"),
         ("videos/0.mp4", "cannot be read"),
         ("other.py:corners", "There is no file .*other.py to take a teacher from"),
-        ("mine.py:cornres", r"no function 'cornres'\. It has: Corners, corners, nothing"),
+        (
+            "mine.py:cornres",
+            r"no function 'cornres'\. It has: Settings, Corners, corners, nothing, broken",
+        ),
+        ("mine.py:broken", r"teacher of .*mine\.py:broken was not made: ZeroDivisionError"),
         ("mine.py:nothing", r"mine\.py:nothing returned int: expected a .*Teacher"),
     ],
 )
@@ -309,6 +322,11 @@ def test_a_missing_teacher_stops_the_run(world: Path, tmp_path: Path) -> None:
     run = changed(STUDENT, image_teacher=world / "image", mask_ratio=0.75)
     with pytest.raises(TubeletError, match=r"video teacher is missing.* --video\.weight 0"):
         learned(run, world, tmp_path / "out")
+    further = (Further(name="third"),)
+    with pytest.raises(TubeletError, match=r"third teacher is missing.* Further\(name='third'"):
+        learned(
+            changed(run, video_teacher=world / "video", further=further), world, tmp_path / "out"
+        )
     with pytest.raises(TubeletError, match=r"There is no teacher at .*gone"):
         learned(changed(run, video_teacher="gone"), world, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import sys
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -115,24 +117,40 @@ def _is_published(path: Path) -> bool:
 
 def _of_function(file: Path, function: str) -> Teacher:
     """`file`:`function` -> the teacher that it returns."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"tubelet_teacher_{file.stem}", file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise TubeletError(f"There is no file {file} to take a teacher from.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    with _of_user(file):
+        spec.loader.exec_module(module)
     make = getattr(module, function, None)
     if not callable(make):
-        own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == file.stem]
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == spec.name]
         raise TubeletError(
             f"{file} has no function {function!r}. It has: {', '.join(own) or 'none'}."
         )
-    made = make()
+    with _of_user(f"{file}:{function}"):
+        made = make()
     if not isinstance(made, Teacher):
         raise TubeletError(
             f"{file}:{function} returned {type(made).__name__}: expected a "
             "tubelet.targets.features.Teacher."
         )
     return made
+
+
+@contextmanager
+def _of_user(what: Any) -> Generator[None, None, None]:
+    """What fails within is no fault of ours."""
+    try:
+        yield
+    except TubeletError:
+        raise
+    except Exception as error:
+        raise TubeletError(
+            f"The teacher of {what} was not made: {type(error).__name__}: {error}."
+        ) from error
 
 
 def connect(model: MaskedModel, teachers: Mapping[str, Teacher]) -> dict[str, tuple[int, int]]:
