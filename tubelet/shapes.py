@@ -78,7 +78,7 @@ class ClipSpec:
 class Sample:
     """One training sample, as a worker hands it to the collate."""
 
-    views: dict[str, Tensor]  # uint8 [C,T,H,W] each; "clip" is the student's
+    views: dict[str, Tensor]  # uint8 [C,T,H,W]; "clip" is the student's; cached features [N,P]
     path: str
     index: int  # in the list
     seed: int  # of this sample: a hash of (seed, epoch, index, repeat), below 2**63
@@ -119,7 +119,7 @@ class Tokens:
 class Batch:
     """What the collate makes of samples and the loop hands to a task."""
 
-    views: dict[str, Tensor]  # uint8 [B,C,T,H,W] each
+    views: dict[str, Tensor]  # uint8 [B,C,T,H,W]; features from a cache: float16 [B,N,P]
     paths: list[str]
     index: Tensor  # int64 [B]
     seeds: Tensor  # int64 [B]
