@@ -236,7 +236,7 @@ def test_what_cannot_be_is_said(tmp_path: Path, video: Path) -> None:
 def test_a_model_that_was_shown_whole_clips_has_no_masks_to_draw() -> None:
     assert run_masks(Card(run={"mask_type": "random", "mask_ratio": 0.5})).mask_type == "random"
     with pytest.raises(
-        TubeletError, match="shown whole clips .*Expected one pretrained with masks"
+        TubeletError, match=r"shown whole clips .*Expected one pretrained with masks"
     ):
         run_masks(Card(run={"mask_type": "none", "mask_ratio": 0.9}))
 
