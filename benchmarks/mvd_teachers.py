@@ -37,7 +37,7 @@ from tubelet.train import checkpoint
 
 SMALL = {"width": 64, "depth": 2, "heads": 2}
 OF_SMALL = replace(TEACHER, width=64)
-LONG = 3000  # updates of VideoMAE for longer
+LONG = 2500  # updates of VideoMAE for longer
 DEMO = ("image teacher", "video teacher", "student of image", "student of video", "student of both")
 
 
@@ -66,14 +66,14 @@ def jobs(config: DemoConfig, scale: float) -> list[Job]:
         lr=4 * BOTH.train.lr,
         min_lr=4 * BOTH.train.min_lr,
     )
-    live: dict[str, Any] = {"stored": False, "every": max(1, student // 4)}
+    live: dict[str, Any] = {"stored": False, "every": max(1, student // 3)}
     own = replace(BOTH, image=NONE, video_teacher="ema")
-    small_pair = replace(BOTH, image=OF_SMALL, video=OF_SMALL)
+    small_pair = replace(BOTH, image=replace(OF_SMALL, weight=BOTH.image.weight), video=OF_SMALL)
     long = max(2, round(scale * LONG))
     return [
         Job("small video teacher", small[1], video),
         Job("small image teacher", small[0], image),
-        Job("VideoMAE, longer", VIDEO, long, every=max(1, long // 6)),
+        Job("VideoMAE, longer", VIDEO, long, every=max(1, long // 5)),
         Job("1 mask a clip", BOTH, student, "-", **live),
         Job("4 masks a clip", changed(BOTH, masks_per_clip=4, train=four), student, "-", **live),
         Job("student of both, and pixels", replace(BOTH, pixel_weight=1.0), student, "-"),

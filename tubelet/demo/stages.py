@@ -56,7 +56,7 @@ class DemoConfig:
     """Updates of the image teacher."""
     video_steps: int = 1400
     """Updates of the video teacher."""
-    student_steps: int = 700
+    student_steps: int = 900
     """Updates of each student."""
     train: int = 6000
     """Clips to train on, without labels."""
@@ -103,11 +103,11 @@ class Demo:
         table = Table(
             title=f"Accuracy of an attentive probe on frozen features, {clips} test clips"
             + (f", mean of {n} seeds" if n > 1 else ""),
-            caption=f"In brackets: gain over random, 95 % interval over "
+            caption="After each accuracy, the gain over random and its 95 % interval over "
             f"{f'{n} seeds' if n > 1 else 'test clips'}. {WHY}",
         )
         units = {"what": "digits", "how": "motions"}
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for label, names in LABELS.items():
             table.add_column(f"{label}: {len(names)} {units[label]}", no_wrap=True)
         table.add_row("chance", *(f"{1 / len(names):.1%}" for names in LABELS.values()))
@@ -117,7 +117,7 @@ class Demo:
 
 
 def _cell(encoder: str, score: Score) -> str:
-    gain = f"  ({score.gain:+.1f}: {score.low:+.1f} to {score.high:+.1f})"
+    gain = f"  {score.gain:+.1f} [{score.low:+.1f}, {score.high:+.1f}]"
     return f"{score.mean:.1%}" + ("" if encoder == RANDOM else gain)
 
 
