@@ -7,7 +7,7 @@ weights, all rows in one run, one precision, the same threads, taken in turns. d
 what the rows are and what was found.
 
 "plain" is the published formulation, benchmarks/mvd_plain.py, with one mask a clip and torch's default
-AdamW. It starts from clips that are float and normalised already; ours from uint8.
+AdamW; "plain, fused kernels" the same with torch's fused attention and AdamW. It starts from clips that are float and normalised already; ours from uint8.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -61,7 +61,7 @@ BARS = {
 class Clock:
     """Seconds spent in the parts of the steps."""
 
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @contextmanager
     def of(self, part: str) -> Generator[None, None, None]:
@@ -157,10 +157,20 @@ def rows_of(
     for part in plain.teachers.values():
         clock.watch(part, "teachers")
     trained = [p for p in plain.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+    settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.05}
+    default = torch.optim.AdamW(trained, **settings)
+    fused = torch.optim.AdamW(trained, **settings, fused=True)
     data = plain_batches(run, ours.backbone, args.views, args.micro_batch)
     plain.train()
-    rows = {"plain": (lambda: plain_step(plain, optimizer, data, bf16, clock), clock)}
+
+    def plain_row(fuse: bool) -> tuple[Callable[[], None], Clock]:
+        def step() -> None:
+            plain.fuse(fuse)
+            plain_step(plain, fused if fuse else default, data, bf16, clock)
+
+        return step, clock
+
+    rows = {"plain": plain_row(False), "plain, fused kernels": plain_row(True)}
 
     own = Clock()
     for branch in ours.branches.values():
@@ -186,7 +196,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
         made = rows_of(run, teacher, args)
         rows |= {(student, name): row for name, row in made.items()}
-    times: dict[tuple[str, str], list[Counter[str]]] = {key: [] for key in rows}
+    times: dict[tuple[str, str], list[dict[str, float]]] = {key: [] for key in rows}
     for turn in range(args.repetitions + 1):
         for key, (step, clock) in rows.items():
             clock.seconds.clear()
@@ -194,12 +204,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 step()
             print(f"turn {turn}  {' '.join(key):32} {clock.seconds['step']:.2f} s", flush=True)
             if turn:  # the first is the warm-up
-                times[key].append(clock.seconds.copy())
+                times[key].append(defaultdict(float, clock.seconds))
     return [record(key, times, args) for key in rows]
 
 
 def record(
-    key: tuple[str, str], times: dict[tuple[str, str], list[Counter[str]]], args: argparse.Namespace
+    key: tuple[str, str],
+    times: dict[tuple[str, str], list[dict[str, float]]],
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     """Seconds per student view (medians), and how many times as fast as plain, with the range
     over turns."""

@@ -150,6 +150,12 @@ def seconds_of(run: Path) -> float:
     )
 
 
+def losses_of(run: Path) -> list[tuple[int, float]]:
+    """(updates, loss) along a run."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
 def lost(work: Any, why: str) -> Any:
     raise TubeletError(f"The process of {work} was lost: {why}. Start again: it goes on.")
 
@@ -207,6 +213,7 @@ def main() -> None:
         )
         one["probes"].append(score)
         one["seconds"].append(seconds_of(work.out))
+        one.setdefault("losses", []).append(losses_of(work.out))
     record = {"config": asdict(config), "results": results}
     (args.out / "study.json").write_text(json.dumps(record, indent=1))
     text = report(results)
@@ -288,24 +295,31 @@ def draw_bars(results: dict[str, Any], path: Path) -> None:
 
 
 def draw_curves(results: dict[str, Any], path: Path) -> None:
-    """One mask a clip and four: probes by student views, and by seconds of one thread."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    axes: Any = figure.subplots(2, 2, sharey="row")
+    """One mask a clip and four: loss and probes, by student views and by seconds of one thread."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes: Any = figure.subplots(3, 2, sharey="row")
     views = BOTH.train.batch_size
-    for row, label in zip(axes, LABELS, strict=True):
-        for name, colour in (("1 mask a clip", "#d98f3d"), ("4 masks a clip", "#2450b0")):
-            curve = _means(results, name, label)
-            updates = np.array([step for step, _ in curve])
-            values = [value for _, value in curve]
-            pace = float(np.mean(results[name]["seconds"])) / updates[-1]
-            for column, x in zip(row, (updates * views, updates * pace), strict=True):
-                column.plot(x, values, "o-", color=colour, label=name)
-        row[0].set_ylabel(f"{label}, %")
+    for name, colour in (("1 mask a clip", "#d98f3d"), ("4 masks a clip", "#2450b0")):
+        seeds = results[name]["losses"]
+        loss = [
+            (points[0][0], float(np.mean([p[1] for p in points])))
+            for points in zip(*seeds, strict=True)
+        ]
+        curves = {"loss": loss} | {label: _means(results, name, label) for label in LABELS}
+        pace = float(np.mean(results[name]["seconds"])) / loss[-1][0]
+        for row, curve in zip(axes, curves.values(), strict=True):
+            updates, values = (np.array(column) for column in zip(*curve, strict=True))
+            marks = "-" if len(curve) > 20 else "o-"
+            row[0].plot(updates * views, values, marks, color=colour, label=name)
+            row[1].plot(updates * pace, values, marks, color=colour)
+    for row, unit in zip(axes, ("loss", *(f"{label}, %" for label in LABELS)), strict=True):
+        row[0].set_ylabel(unit)
         for column in row:
             column.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yscale("log")
     axes[0][0].legend(frameon=False)
-    axes[1][0].set_xlabel("student views")
-    axes[1][1].set_xlabel("seconds of one thread, teachers computing at each update")
+    axes[2][0].set_xlabel("student views")
+    axes[2][1].set_xlabel("seconds of one thread, teachers computing at each update")
     figure.savefig(path, dpi=110)
 
 

@@ -375,7 +375,7 @@ WRONG = {
     ),
     "positions": (
         {"image": Distilled(positions="rebuild")},
-        "teachers.image.positions: interpolate in the cache, rebuild here",
+        "teachers.image.positions: None in the cache, rebuild here",
     ),
 }
 

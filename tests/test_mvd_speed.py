@@ -21,10 +21,14 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("mvd_speed")
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("student", ["base", "small"])
-def test_plain_and_ours_have_equal_losses_and_gradients(student: str, speed: Any) -> None:
+def test_plain_and_ours_have_equal_losses_and_gradients(
+    student: str, fused: bool, speed: Any
+) -> None:
     run = changed(speed.quick(speed.RUNS[student]), drop_path=0.0)
     ours, plain = speed.models(run, speed.quick_shape(speed.BASE), "float32")
+    plain.fuse(fused)
     torch.manual_seed(3)
     [batch] = speed.batches_of(run, 2, 2)
     torch.manual_seed(3)
@@ -51,7 +55,7 @@ def test_it_runs_in_small(
 ) -> None:
     options = ["--precision", precision, "--repetitions", "2", "--out", str(tmp_path)]
     found = speed.main(["--quick", "--students", "small", *options])
-    names = ["plain", *speed.ROWS]
+    names = ["plain", "plain, fused kernels", *speed.ROWS]
     assert [each["row"] for each in found] == names
     for each in found:
         parts = [each[name] for name in ("teachers", "student_and_decoders", "update")]

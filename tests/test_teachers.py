@@ -131,7 +131,7 @@ def test_a_run_of_images_sees_single_frames(world: Path) -> None:
     torch.testing.assert_close(teacher(clip, 2), torch.cat(each, 1))
 
 
-def test_positions_of_another_size_are_interpolated_or_rebuilt(world: Path) -> None:
+def test_positions_of_another_size_are_interpolated_or_rebuilt(world: Path, tmp_path: Path) -> None:
     clip = torch.rand(1, 3, 4, 48, 48)
     found = {
         mode: load_teacher(world / "video", positions=mode)(clip, 2)
@@ -139,6 +139,14 @@ def test_positions_of_another_size_are_interpolated_or_rebuilt(world: Path) -> N
     }
     assert found["rebuild"].shape == (1, 72, 32)
     assert not torch.allclose(found["rebuild"], found["interpolate"])
+    # A teacher that was trained to rebuild them goes on to, unless it is told otherwise.
+    torch.testing.assert_close(load_teacher(world / "video")(clip, 2), found["interpolate"])
+    shape = dataclasses.replace(SHAPE, positions="rebuild")
+    run = VideoMAE(clip=CLIP, encoder=shape, decoder=DECODER, mask_ratio=0.75)
+    out = tmp_path / "rebuilds"
+    tubelet.pretrain(run, data=world / "videos", out=out, steps=1, **QUICK)
+    assert load_teacher(out).module.positions.mode == "rebuild"
+    assert load_teacher(out, positions="interpolate").module.positions.mode == "interpolate"
 
 
 def test_a_safetensors_file_of_ours_and_of_others(world: Path, tmp_path: Path) -> None:
@@ -330,3 +338,41 @@ def test_a_missing_teacher_stops_the_run(world: Path, tmp_path: Path) -> None:
     with pytest.raises(TubeletError, match=r"There is no teacher at .*gone"):
         learned(changed(run, video_teacher="gone"), world, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_goes_on_with_the_teachers_that_it_began_with(world: Path, tmp_path: Path) -> None:
+    run = changed(
+        STUDENT, video_teacher=world / "video", mask_ratio=0.75, image=Distilled(weight=0)
+    )
+    settings = {"data": world / "videos", "out": tmp_path / "out", **QUICK}
+    tubelet.pretrain(run, steps=2, **settings)
+    other = tmp_path / "other"
+    tubelet.pretrain(
+        VideoMAE(clip=CLIP, encoder=SHAPE, decoder=DECODER, mask_ratio=0.75),
+        **(settings | {"out": other, "steps": 1, "seed": 5}),
+    )
+    before = (tmp_path / "out/metrics.jsonl").read_text()
+    with pytest.raises(
+        TubeletError, match=rf"learned from the video teacher {world}/video .*{other}"
+    ):
+        tubelet.pretrain(changed(run, video_teacher=other), steps=4, resume=True, **settings)
+    assert (tmp_path / "out/metrics.jsonl").read_text() == before
+    # Where it lies now does not matter.
+    (tmp_path / "moved").symlink_to(world / "video")
+    moved = changed(run, video_teacher=tmp_path / "moved")
+    tubelet.pretrain(moved, steps=4, resume=True, **settings)
+    assert json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+
+
+def test_a_teacher_on_a_device_of_its_own_is_fed_there() -> None:
+    network = nn.Conv3d(3, 8, (2, 8, 8), (2, 8, 8)).to("meta")
+    teacher = Teacher(
+        network,
+        width=8,
+        patch=Patch(2, 8, 8),
+        sees="clip",
+        mean=[0.5] * 3,
+        std=[0.2] * 3,
+        digest="x",
+    )
+    assert teacher.mean.device.type == teacher.std.device.type == "meta"

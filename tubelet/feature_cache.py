@@ -40,7 +40,7 @@ from tubelet.errors import TubeletError
 from tubelet.methods.run import Pretraining
 from tubelet.model import MaskedModel
 from tubelet.shapes import Batch
-from tubelet.targets.features import Features, Teacher
+from tubelet.targets.features import Features, Teacher, in_bf16
 from tubelet.teachers import connect
 from tubelet.train import parallel
 from tubelet.train.checkpoint import replace_file
@@ -78,7 +78,12 @@ def make(
             "shard_clips": shard_clips,
         }
         for name, teacher in teachers.items():
-            header["teachers"][name] |= {"name": teacher.name, "digest": teacher.digest}
+            low = in_bf16(_target(model, name).precision, place.device)
+            header["teachers"][name] |= {
+                "name": teacher.name,
+                "digest": teacher.digest,
+                "precision": "bf16" if low else "float32",
+            }
         layout = layout_of(header)
         todo = _begin(out, header, layout, place.main)
         mine = [shard for shard in todo if shard % place.world == place.rank]

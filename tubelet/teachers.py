@@ -27,7 +27,7 @@ from tubelet.train.checkpoint import apply_weights
 def load_teacher(
     source: str | Path,
     *,
-    positions: PositionMode = "interpolate",
+    positions: PositionMode | None = None,
     position: PositionKind | None = None,
     heads: int | None = None,
     trained: tuple[int, int, int] | None = None,
@@ -39,7 +39,7 @@ def load_teacher(
             (.pth, .pt, .bin, .safetensors, or DeepSpeed's folder); the local folder of a Hugging
             Face model; or `./mine.py:function`, which returns a `Teacher`.
         positions: how an encoder of ours or a published one takes another size than the one
-            that it was trained at.
+            that it was trained at; None: as it was trained, or by interpolation.
         position: kind of a published file's positions, where the file does not tell it.
         heads: of a published file's attention, where its width is none of the published.
         trained: frames, height and width of a published file's clips, where not 16x224x224.
@@ -63,7 +63,7 @@ def load_teacher(
         if path.is_dir() and huggingface.is_folder(path):
             return huggingface.load_folder(path)
         vit, _ = zoo.encoder_of(path)
-    vit.positions.mode = positions
+    vit.positions.mode = positions or vit.positions.mode
     return teacher_of(vit, name=str(source))
 
 

@@ -89,7 +89,7 @@ def test_pretraining_recipes_have_the_published_values(name: str) -> None:
     # H's image teacher has patches of 14 pixels, and its table is made anew (5.1).
     huge = size == "huge"
     assert (run.image.size, run.video.size) == ((196, 196) if huge else None, None)
-    assert run.image.positions == ("rebuild" if huge else "interpolate")
+    assert run.image.positions == ("rebuild" if huge else None)
 
 
 @pytest.mark.parametrize("name", FINETUNED)
@@ -279,3 +279,11 @@ def test_predict_all_asks_for_every_token_and_counts_it() -> None:
     assert predicted.shape == (1, 32, 32)
     with pytest.raises(TubeletError, match="set it to 0"):
         changed(run, decoder_mask_ratio=0.5)
+
+
+def test_a_students_average_sees_the_students_clips() -> None:
+    with pytest.raises(
+        TubeletError, match=r"video teacher is the student's average.*--video\.size"
+    ):
+        changed(TINY, video_teacher="ema", video=Distilled(size=(28, 28)))
+    assert changed(TINY, video_teacher="ema").teachers() == {"image": ""}

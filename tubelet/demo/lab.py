@@ -89,7 +89,10 @@ def train(lab: Lab, run: Pretraining, out: Path, *, stored: bool = True) -> None
         return
     torch.manual_seed(run.train.seed)
     model = run.model()
-    taught = {name: load_teacher(source) for name, source in run.teachers().items()}
+    taught = {
+        name: load_teacher(source, **run.teacher_options(name))
+        for name, source in run.teachers().items()
+    }
     connect(model, taught)
     views = stored_features(model, taught, clips) if stored else {}
     rng = rng_for(run.train.seed, 0, 0)
@@ -129,6 +132,7 @@ def stored_features(
     for name in teachers:
         target: Any = model.branches[name].target
         assert isinstance(target, Features)
+        assert target.norm_feature, "raw features may be beyond half precision"
         parts = [target(_unit(part)).half() for part in clips.split(BATCH)]
         target.view = f"features_{name}"
         stored[target.view] = torch.cat(parts)

@@ -48,8 +48,9 @@ class Distilled:
     size: tuple[int, int] | None = None
     """Height and width that the teacher sees (`teacher_input_size`); default: as it states, or
     the student's."""
-    positions: PositionMode = "interpolate"
-    """How a teacher of ours takes another size than the one it was trained at."""
+    positions: PositionMode | None = None
+    """How a teacher takes another size than the one it was trained at; default: as it did in its own
+    training."""
     position: PositionKind | None = None
     """Kind of positions of a published file that does not tell: a fine-tuned one."""
     precision: Precision = "auto"
@@ -99,6 +100,13 @@ class MVD(Pretraining):
         names = ["image", "video", "pixels", *(one.name for one in self.further)]
         if len(set(names)) < len(names) or not all(one.name for one in self.further):
             raise TubeletError(f"Each branch needs a name of its own, and these are {names}.")
+        sized = [name for name, source in self._sources().items() if source == EMA]
+        sized = [name for name in sized if name in self.distilled() and self.distilled()[name].size]
+        if sized:
+            raise TubeletError(
+                f"The {sized[0]} teacher is the student's average, and sees the student's clips: "
+                f"leave out --{sized[0]}.size."
+            )
         if not self.distilled() and not self.pixel_weight:
             raise TubeletError("Nothing is predicted: all branches have weight 0.")
         if self.count_visible and self.decoder_mask_ratio:
@@ -115,9 +123,12 @@ class MVD(Pretraining):
 
     def teachers(self) -> dict[str, str]:
         """{branch: where its teacher comes from}; the student's own averages are not among them."""
-        given = {"image": self.image_teacher, "video": self.video_teacher}
-        given |= {one.name: one.teacher for one in self.further}
+        given = self._sources()
         return {name: given[name] for name in self.distilled() if given[name] != EMA}
+
+    def _sources(self) -> dict[str, str]:
+        given = {"image": self.image_teacher, "video": self.video_teacher}
+        return given | {one.name: one.teacher for one in self.further}
 
     @property
     def cached_features(self) -> str:

@@ -86,8 +86,10 @@ class Teacher(nn.Module):
         if layout == "BCHW" and sees != "frames":
             raise TubeletError(f"The teacher {name} takes images: pass sees='frames'.")
         self.__dict__["module"] = module.eval().requires_grad_(False)  # not registered
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
+        device = next((p.device for p in module.parameters()), None)
+        for column, values in (("mean", mean), ("std", std)):
+            own = torch.tensor(values, device=device).view(-1, 1, 1, 1)
+            self.register_buffer(column, own, persistent=False)
         self.width = width
         self.patch = patch
         self.sees: Sees = sees
