@@ -56,7 +56,7 @@ def draw_maps(
     size = (3.1 * len(maps) + 1.4, 7.3 + tall)
     figure = Figure(figsize=size, facecolor=PAPER, layout="constrained")
     about = f"{_cut(Path(title).name, 34 * len(maps))}\ncosine similarity between moments"
-    figure.suptitle(about, color=INK, fontsize=11)
+    figure.suptitle(about, y=1.01, va="bottom", color=INK, fontsize=11)  # above all of it
     grid: Any = figure.subplots(2, len(maps), squeeze=False)
     for row, key in enumerate(("kept", "removed")):
         all_maps = [getattr(one, key) for one in maps]
@@ -161,5 +161,5 @@ def _cut(name: str, most: int) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     begun = path.with_name(f".{path.name}.begun")
-    figure.savefig(begun, dpi=120, format="png")
+    figure.savefig(begun, dpi=120, format="png", bbox_inches="tight", pad_inches=0.12)
     begun.replace(path)
