@@ -299,6 +299,22 @@ def test_image_video_and_pixels(world: Path, tmp_path: Path) -> None:
     assert not any("teacher" in name for name in model.state_dict())
 
 
+def test_image_video_and_histograms_of_gradients(world: Path, tmp_path: Path) -> None:
+    run = changed(
+        STUDENT,
+        image_teacher=world / "image",
+        video_teacher=world / "video",
+        hog_weight=0.5,
+        mask_ratio=0.75,
+        drop_path=0.0,
+    )
+    rows = learned(run, world, tmp_path / "out")
+    falls(rows, "loss", "image", "video", "hog")
+    total = rows[-1]["image"] + rows[-1]["video"] + 0.5 * rows[-1]["hog"]
+    assert rows[-1]["loss"] == pytest.approx(total, rel=1e-4)
+    assert list(zoo.load(tmp_path / "out").branches) == ["image", "video", "hog"]
+
+
 def test_a_hugging_face_model_as_the_image_teacher(world: Path, tmp_path: Path) -> None:
     told = {"heads": 2, "trained": (4, 32, 32)}
     run = changed(STUDENT, image_teacher=world / "dinov2", mask_ratio=0.75, drop_path=0.0)

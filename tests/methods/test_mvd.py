@@ -19,6 +19,7 @@ from tubelet.model import MaskedModel
 from tubelet.shapes import ClipSpec
 from tubelet.targets.ema import Bootstrap
 from tubelet.targets.features import Features
+from tubelet.targets.hog import Hog
 from tubelet.targets.pixels import Pixels
 from tubelet.train.config import derive
 
@@ -81,7 +82,8 @@ def test_pretraining_recipes_have_the_published_values(name: str) -> None:
     assert (run.clip.num_frames, run.clip.sampling_rate, run.clip.size) == (16, 4, (224, 224))
     assert (run.mask_type, run.mask_ratio, run.decoder_mask_ratio) == ("tube", 0.9, 0.0)
     assert (run.augment.crop, run.augment.flip, run.num_sample) == ("multiscale", 0.0, 1)
-    assert (run.drop_path, run.pixel_weight, run.masks_per_clip) == (path, 0.0, 1)
+    assert (run.drop_path, run.masks_per_clip) == (path, 1)
+    assert (run.pixel_weight, run.hog_weight) == (0.0, 0.0)
     assert run.decoder == DecoderShape(*decoder)
     for one in (run.image, run.video):
         assert (one.width, one.loss, one.weight, one.norm_feature) == (width, "smooth_l1", 1, False)
@@ -202,6 +204,21 @@ def test_decoders_are_separate_and_targets_as_told() -> None:
     assert all(isinstance(branch.decoder, Joint) for branch in model.branches.values())
 
 
+def test_histograms_of_gradients_as_a_branch() -> None:
+    run = dataclasses.replace(TINY, hog_weight=0.25)
+    hog = run.model().branches["hog"]
+    assert isinstance(hog.target, Hog) and hog.target.width == 3 * 9
+    assert hog.loss is losses.mse
+    terms = losses_of(run)
+    expected = terms["image"] + terms["video"] + 0.25 * terms["hog"]
+    assert terms["loss"] == pytest.approx(expected, rel=1e-5)
+    alone = {"image": Distilled(weight=0), "video": Distilled(weight=0)}
+    assert list(dataclasses.replace(run, **alone).model().branches) == ["hog"]
+    small = dataclasses.replace(run, encoder=dataclasses.replace(TINY.encoder, patch=4))
+    with pytest.raises(TubeletError, match=r"tokens of 4x4 pixels cannot be cut into cells of 8x8"):
+        small.model()
+
+
 def test_the_decoders_projection_has_a_bias_and_its_mask_token_is_learned() -> None:
     decoder = TINY.model().branches["image"].decoder
     assert decoder.project.bias is not None
@@ -246,7 +263,7 @@ def test_how_a_teacher_is_loaded() -> None:
     assert run.teacher_options("image") == {"positions": "rebuild", "position": "sincos_3d"}
 
 
-@pytest.mark.parametrize("name", ["", "image", "pixels"])
+@pytest.mark.parametrize("name", ["", "image", "pixels", "hog"])
 def test_each_further_branch_needs_a_name_of_its_own(name: str) -> None:
     with pytest.raises(TubeletError, match="needs a name of its own"):
         dataclasses.replace(TINY, further=(Further(name=name, teacher="b"),))

@@ -27,6 +27,7 @@ from tubelet.model import Branch, MaskedModel
 from tubelet.shapes import Grid
 from tubelet.targets.ema import Bootstrap
 from tubelet.targets.features import Features, Precision
+from tubelet.targets.hog import Hog
 from tubelet.targets.pixels import Pixels
 
 EMA = "ema"  # as a teacher: the student's own moving average
@@ -83,6 +84,8 @@ class MVD(Pretraining):
     """A folder that `tubelet cache` made: the features of the teachers, which are then not needed."""
     pixel_weight: float = 0.0
     """Of a branch that predicts normalised pixels, beside the teachers; 0: none."""
+    hog_weight: float = 0.0
+    """Of a branch that predicts histograms of gradients (arXiv 2112.09133); 0: none."""
     encoder: ViTShape = replace(BASE, position="sincos_3d")
     decoder: DecoderShape = DecoderShape(width=768, depth=2, heads=12)
     """Of each branch."""
@@ -97,7 +100,7 @@ class MVD(Pretraining):
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
-        names = ["image", "video", "pixels", *(one.name for one in self.further)]
+        names = ["image", "video", "pixels", "hog", *(one.name for one in self.further)]
         if len(set(names)) < len(names) or not all(one.name for one in self.further):
             raise TubeletError(f"Each branch needs a name of its own, and these are {names}.")
         sized = [name for name, source in self._sources().items() if source == EMA]
@@ -107,7 +110,7 @@ class MVD(Pretraining):
                 f"The {sized[0]} teacher is the student's average, and sees the student's clips: "
                 f"leave out --{sized[0]}.size."
             )
-        if not self.distilled() and not self.pixel_weight:
+        if not self.distilled() and not self.pixel_weight and not self.hog_weight:
             raise TubeletError("Nothing is predicted: all branches have weight 0.")
         if self.count_visible and self.decoder_mask_ratio:
             raise TubeletError(
@@ -180,10 +183,12 @@ class MVD(Pretraining):
             drop_path=self.drop_path,
         )
         branches = [self._distil(backbone, name, one) for name, one in self.distilled().items()]
-        if self.pixel_weight:
-            target = Pixels(backbone.patch, self.clip.in_chans)
-            decoder = self._decoder(backbone, target.width)
-            branches.append(Branch("pixels", decoder, target, losses.mse, self.pixel_weight))
+        plain = {"pixels": (Pixels, self.pixel_weight), "hog": (Hog, self.hog_weight)}
+        for name, (kind, weight) in plain.items():
+            if weight:
+                target = kind(backbone.patch, self.clip.in_chans)
+                decoder = self._decoder(backbone, target.width)
+                branches.append(Branch(name, decoder, target, losses.mse, weight))
         return MaskedModel(backbone, branches)
 
     def _distil(self, backbone: ViT, name: str, one: Distilled) -> Branch:
