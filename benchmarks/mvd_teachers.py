@@ -297,7 +297,7 @@ def draw_bars(results: dict[str, Any], path: Path) -> None:
 def draw_curves(results: dict[str, Any], path: Path) -> None:
     """One mask a clip and four: loss and probes, by student views and by seconds of one thread."""
     figure = Figure(figsize=(11, 8), layout="constrained")
-    axes: Any = figure.subplots(3, 2, sharey="row")
+    axes: Any = figure.subplots(3, 2, sharex="col", sharey="row")
     views = BOTH.train.batch_size
     for name, colour in (("1 mask a clip", "#d98f3d"), ("4 masks a clip", "#2450b0")):
         seeds = results[name]["losses"]

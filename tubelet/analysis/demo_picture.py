@@ -88,7 +88,8 @@ def _bars(axes: Axes, bars: Bars, chance: dict[str, float]) -> None:
         for at, label in enumerate(chance):
             mean, x = float(np.mean(scores[label])), at - 0.42 + (i + 0.5) * width
             axes.bar(x, mean, width=0.92 * width, color=colour, label=encoder if at == 0 else None)
-            axes.text(x, mean + 0.012, f"{100 * mean:.0f}", ha="center", fontsize=9, color=INK)
+            top = max(scores[label])  # above the dots
+            axes.text(x, top + 0.015, f"{100 * mean:.0f}", ha="center", fontsize=9, color=INK)
             if len(scores[label]) > 1:
                 axes.plot([x] * len(scores[label]), scores[label], ".", color=INK, markersize=3)
     for at, value in enumerate(chance.values()):
