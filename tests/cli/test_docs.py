@@ -93,7 +93,12 @@ def run_command(words: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     return 1
 
 
-PROSE = {"errors.md", "log.md", "mvd-study.md", "toy.md"}  # errors.md is checked by test_bad_input.py
+PROSE = {
+    "errors.md",
+    "log.md",
+    "mvd-study.md",
+    "toy.md",
+}  # errors.md is checked by test_bad_input.py
 
 
 def test_what_is_not_run_sets_up_machines() -> None:
