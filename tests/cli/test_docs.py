@@ -2,7 +2,7 @@
 
 Blocks marked `bash` and `python` are run; of `bash`, only lines that call tubelet. What is
 pretrained or fine-tuned is made small by options added at the end, everything else is as written.
-Blocks marked `sh` are not run here: they set up machines (make, pip, torchrun, slurm).
+Blocks marked `sh` are not run here: they set up machines (make, pip, torchrun, slurm) or take hours.
 """
 
 from __future__ import annotations
@@ -33,8 +33,19 @@ SMALL = {
 OF_METHOD = {  # what a method's runs need to be made small, beside
     "mae": ["--num-frames", "1", "--sampling-rate", "1"],
     "mvd": ["--image.width", "0", "--video.width", "0"],  # that of the small teachers
+    "./three.py": ["--image.width", "0", "--video.width", "0"],
 }
-NOT_RUN = ("make", "pip", "python -m pip", "torchrun", "git", "srun", "cd", "#")
+NOT_RUN = (
+    "make",
+    "pip",
+    "python -m pip",
+    "python benchmarks/",
+    "torchrun",
+    "git",
+    "srun",
+    "cd",
+    "#",
+)
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
