@@ -31,6 +31,9 @@ def frame(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> Tensor:
     return _draw(grid.t, mask_ratio, rng, "time slots").repeat_interleave(grid.h * grid.w)
 
 
+DRAWS = {"tube": tube, "random": random, "frame": frame}  # by the `mask_type` of runs
+
+
 def running_cell(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> Tensor:
     """grid -> bool [N], True = not decoded: a pattern in each 2x2 cell that advances with time.
 

@@ -175,7 +175,7 @@ def psnr(made: Tensor, true: Tensor, where: Tensor) -> float:
 
 
 def _mask(config: ReconstructConfig) -> MaskFunction:
-    draw = {"tube": draws.tube, "random": draws.random, "frame": draws.frame}[config.mask_type]
+    draw = draws.DRAWS[config.mask_type]
     return lambda grid, rng: draw(grid, rng, mask_ratio=config.mask_ratio)
 
 

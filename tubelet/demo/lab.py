@@ -6,7 +6,6 @@ never change: they are computed once too, before the student trains.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,25 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet import masks, zoo
+from tubelet import zoo
 from tubelet.data import toy
 from tubelet.data.lists import VideoList, read_list
 from tubelet.data.loader import train_loader
 from tubelet.data.remembered import Remembered, decode_all
-from tubelet.data.sampling import rng_for
 from tubelet.methods.run import Pretraining, to_dict
 from tubelet.model import Card, MaskedModel
-from tubelet.probes.tune import Labelled, ProbeConfig, probe
+from tubelet.probes.tune import Labelled, ProbeConfig, frozen_features, probe
 from tubelet.shapes import ClipSpec
 from tubelet.targets.features import Features, Teacher
 from tubelet.tasks.pretrain import Pretrain
-from tubelet.teachers import connect, load_teacher, teacher_of
+from tubelet.teachers import connect, load_teacher
 from tubelet.train import checkpoint
 from tubelet.train.config import derive
 from tubelet.train.loop import fit
 
 LABELS = {"what": toy.WHAT, "how": toy.HOW}
-BATCH = 128  # clips of a forward without gradients
+BATCH = 128  # clips that a teacher sees together
 Progress = Callable[[int, int], None]
 
 
@@ -95,15 +93,13 @@ def train(lab: Lab, run: Pretraining, out: Path, *, stored: bool = True) -> None
     }
     connect(model, taught)
     views = stored_features(model, taught, clips) if stored else {}
-    rng = rng_for(run.train.seed, 0, 0)
-    narrows = run.asked(run.grid, run.draw_hidden(rng)[0], rng) is not None
     dataset = Remembered(
         videos,
         clips,
         run.clip,
         seed=run.train.seed,
         mask=run.draw_hidden,
-        asked=run.draw_asked if narrows else None,
+        asked=run.draw_asked if run.narrows else None,
         stored=views,
     )
 
@@ -116,7 +112,7 @@ def train(lab: Lab, run: Pretraining, out: Path, *, stored: bool = True) -> None
             total_steps=derived.total_steps,
             start_step=start_step,
             workers=0,
-            pack=functools.partial(masks.pack, count_visible=run.count_visible),
+            pack=run.pack,
         )
 
     header = zoo.describe(model, Card(clip=run.clip, run=to_dict(run)))
@@ -133,26 +129,22 @@ def stored_features(
         target: Any = model.branches[name].target
         assert isinstance(target, Features)
         assert target.norm_feature, "raw features may be beyond half precision"
-        parts = [target(_unit(part)).half() for part in clips.split(BATCH)]
+        parts = [target(part.float() / 255).half() for part in clips.split(BATCH)]
         target.view = f"features_{name}"
         stored[target.view] = torch.cat(parts)
     return stored
 
 
-@torch.no_grad()
 def features(lab: Lab, model: MaskedModel, split: str, count: int | None = None) -> Tensor:
     """The tokens of a frozen encoder for the clips of a split: float32 [n,L,D].
 
     An encoder of images sees the first frame of each tubelet of two, as a teacher does.
     """
     clips = lab.clips(split)[:count]
-    backbone = model.eval().backbone
-    if backbone.trained[0] > 1:
-        return torch.cat([backbone(_unit(part)).x for part in clips.split(BATCH)])
-    slots = lab.spec.num_frames // 2
-    teacher = teacher_of(backbone)
-    teacher.read = lambda vit, x, layer: vit(x).x  # normed, as the others
-    return torch.cat([teacher(_unit(part), slots) for part in clips.split(BATCH)])
+    if model.backbone.trained[0] > 1:
+        return frozen_features(model.backbone, clips)
+    images = clips[:, :, ::2].transpose(1, 2).flatten(0, 1).unsqueeze(2)
+    return frozen_features(model.backbone, images).unflatten(0, (len(clips), -1)).flatten(1, 2)
 
 
 def probes(
@@ -175,7 +167,3 @@ def probes(
             "right": (result.predicted == test.labels).tolist(),
         }
     return record
-
-
-def _unit(clips: Tensor) -> Tensor:
-    return clips.float() / 255

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tubelet import masks
-from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
+from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViTShape
 from tubelet.data.transforms import Augment
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.losses import mse
@@ -42,7 +42,6 @@ class ImageMAE(Pretraining):
     mask_ratio: float = 0.75
     normalise_target: bool = True
     """Predict patches normalised over their pixels and channels (`norm_pix_loss`); else as they are."""
-    drop_path: float = 0.0
 
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
         """-> hidden bool [N]."""
@@ -50,12 +49,7 @@ class ImageMAE(Pretraining):
 
     def model(self) -> MaskedModel:
         """Encoder, pixel target and decoder."""
-        backbone = ViT(
-            self.encoder,
-            trained=(self.clip.num_frames, *self.clip.size),
-            in_chans=self.clip.in_chans,
-            drop_path=self.drop_path,
-        )
+        backbone = self.backbone()
         # Published: the patch embedding is initialised as the matrix that it is.
         nn.init.xavier_uniform_(backbone.patch_embed.proj.weight.data.flatten(1))
         target = Pixels(

@@ -158,8 +158,7 @@ class MVD(Pretraining):
         """-> hidden bool [N]."""
         if self.mask_type == "none":
             return torch.zeros(grid.size, dtype=torch.bool)
-        draw = {"tube": masks.tube, "random": masks.random, "frame": masks.frame}[self.mask_type]
-        return draw(grid, rng, mask_ratio=self.mask_ratio)
+        return masks.DRAWS[self.mask_type](grid, rng, mask_ratio=self.mask_ratio)
 
     def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
@@ -176,12 +175,7 @@ class MVD(Pretraining):
 
     def model(self) -> MaskedModel:
         """The student with a decoder for each branch; its teachers are connected afterwards."""
-        backbone = ViT(
-            self.encoder,
-            trained=(self.clip.num_frames, *self.clip.size),
-            in_chans=self.clip.in_chans,
-            drop_path=self.drop_path,
-        )
+        backbone = self.backbone()
         branches = [self._distil(backbone, name, one) for name, one in self.distilled().items()]
         plain = {"pixels": (Pixels, self.pixel_weight), "hog": (Hog, self.hog_weight)}
         for name, (kind, weight) in plain.items():

@@ -27,12 +27,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from tubelet.backbones.vit import BASE, ViTShape
+from tubelet import masks
+from tubelet.backbones.vit import BASE, ViT, ViTShape
 from tubelet.data import transforms
+from tubelet.data.sampling import rng_for
 from tubelet.data.transforms import Augment
 from tubelet.errors import TubeletError
 from tubelet.model import MaskedModel
-from tubelet.shapes import ClipSpec, Grid, Patch
+from tubelet.shapes import ClipSpec, Grid, Masks, Patch
 from tubelet.train.config import TrainConfig
 
 R = TypeVar("R", bound="Run")
@@ -65,6 +67,7 @@ class Pretraining(Run, ABC):
     """A run that hides tokens and predicts a target: what every method adds to."""
 
     encoder: ViTShape = BASE
+    drop_path: float = 0.0
     masks_per_clip: int = 1
     """Masks drawn for each clip: one decode and one target serve them all (arXiv 2212.07525, 3.2)."""
 
@@ -76,6 +79,15 @@ class Pretraining(Run, ABC):
     def grid(self) -> Grid:
         """The token grid of this run's clips."""
         return self.patch.grid_for(self.clip.num_frames, *self.clip.size)
+
+    def backbone(self) -> ViT:
+        """The encoder, new."""
+        return ViT(
+            self.encoder,
+            trained=(self.clip.num_frames, *self.clip.size),
+            in_chans=self.clip.in_chans,
+            drop_path=self.drop_path,
+        )
 
     @abstractmethod
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
@@ -116,6 +128,17 @@ class Pretraining(Run, ABC):
         if self.masks_per_clip < 1:
             raise TubeletError(f"masks_per_clip is {self.masks_per_clip}: expected 1 or more.")
         return torch.stack([self.mask(self.grid, rng) for _ in range(self.masks_per_clip)])
+
+    @property
+    def narrows(self) -> bool:
+        """Whether something else is asked for than what is hidden; TubeletError for masks that
+        cannot be."""
+        rng = rng_for(self.train.seed, 0, 0)
+        return self.asked(self.grid, self.draw_hidden(rng)[0], rng) is not None
+
+    def pack(self, hidden: Tensor, asked: Tensor | None = None) -> Masks:
+        """The masks of a batch, [B,k,N] each: what the collate calls."""
+        return masks.pack(hidden, asked, count_visible=self.count_visible)
 
     def draw_asked(self, rng: np.random.Generator, hidden: Tensor) -> Tensor:
         """hidden [k,N] -> asked [k,N]."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tubelet import masks
-from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT
+from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL
 from tubelet.data import transforms
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
@@ -37,7 +37,6 @@ class VideoMAE(Pretraining):
     """Predict pixels normalised per tubelet and channel (`normlize_target`); else raw in [0,1]."""
     centre_frame_only: bool = False
     """Predict only the time slot in the middle (an ablation of the paper, Table 1d)."""
-    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         if self.centre_frame_only and self.mask_type == "frame":
@@ -48,8 +47,7 @@ class VideoMAE(Pretraining):
 
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
         """-> hidden bool [N]."""
-        draw = {"tube": masks.tube, "random": masks.random, "frame": masks.frame}[self.mask_type]
-        return draw(grid, rng, mask_ratio=self.mask_ratio)
+        return masks.DRAWS[self.mask_type](grid, rng, mask_ratio=self.mask_ratio)
 
     def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what the decoder predicts, bool [N]; None: all that is hidden."""
@@ -63,12 +61,7 @@ class VideoMAE(Pretraining):
 
     def model(self) -> MaskedModel:
         """Encoder, pixel target and decoder."""
-        backbone = ViT(
-            self.encoder,
-            trained=(self.clip.num_frames, *self.clip.size),
-            in_chans=self.clip.in_chans,
-            drop_path=self.drop_path,
-        )
+        backbone = self.backbone()
         target = Pixels(backbone.patch, self.clip.in_chans, normalise=self.normalise_target)
         decoder = Joint(
             backbone.dim,

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from tubelet import feature_cache, masks
+from tubelet import feature_cache
 from tubelet.data.lists import read_list
-from tubelet.data.sampling import rng_for
 from tubelet.errors import TubeletError
 from tubelet.methods.run import Pretraining, to_dict
 from tubelet.model import Card
@@ -59,8 +58,7 @@ def pretrain(
     cached = feature_cache.widths(features)
     taught = _teachers(run, teachers or {}, cached)
     run = run.fitted({name: teacher.width for name, teacher in taught.items()} | cached)
-    hidden = run.draw_hidden(rng_for(run.train.seed, 0, 0))  # a mask that cannot be says so now
-    narrows = run.asked(run.grid, hidden[0], rng_for(0, 0, 0)) is not None
+    narrows = run.narrows  # masks that cannot be say so now
     with parallel.processes(run.train.device) as place:
         derived = derive(run.train, len(videos), place.world)
         tell(run, videos, place)
@@ -83,8 +81,7 @@ def pretrain(
         }
         if resume:
             parallel.on_main(place, lambda: _same_teachers(Path(out), header["teachers"]))
-        pack = functools.partial(masks.pack, count_visible=run.count_visible)
-        batches = functools.partial(train_batches, dataset, run, derived, place, pack)
+        batches = functools.partial(train_batches, dataset, run, derived, place, run.pack)
         fit(Pretrain(model), batches, run.train, derived, Path(out), header, resume)
     return Path(out)
 
