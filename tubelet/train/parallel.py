@@ -49,6 +49,11 @@ def processes(device: str = "auto") -> Generator[Place, None, None]:
         dist.init_process_group(backend)
     try:
         yield place(device)
+        if started:
+            # Work is let go of by the group's own threads, which outlive it where DDP was used, and
+            # need Python for tensors that it knows: a process that ends before they are done is
+            # aborted, rarely. Meeting once more gives them the time.
+            dist.barrier()
     finally:
         if started:
             dist.destroy_process_group()
