@@ -61,16 +61,22 @@ class Patch(NamedTuple):
 class ClipSpec:
     """What a clip is, the same in training, evaluation and prediction; saved with the weights.
 
-    `sampling`: "dense" takes every `sampling_rate`-th frame from a random start; "uniform" cuts
-    the video into `num_frames` equal segments and takes a frame of each; "seconds" spreads the
-    frames evenly over `seconds` of the video, whatever its frame rate.
+    `sampling`: "dense" takes every `sampling_rate`-th frame from a random start; "dense_fps" means
+    that stride in frames at `target_fps`, so that a clip lasts as long whatever the video's frame
+    rate, and spreads the frames over the whole span; "uniform" cuts the video into `num_frames`
+    equal segments and takes a frame of each; "seconds" spreads the frames evenly over `seconds`
+    of the video, whatever its frame rate.
     """
 
     num_frames: int = 16
-    sampling: Literal["dense", "uniform", "seconds"] = "dense"
-    sampling_rate: int = 4  # frames from one to the next, for "dense"
+    sampling: Literal["dense", "dense_fps", "uniform", "seconds"] = "dense"
+    sampling_rate: int = 4  # frames from one to the next, for "dense" and "dense_fps"
+    target_fps: float = 30.0  # frames a second in which `sampling_rate` counts, for "dense_fps"
     seconds: float = 2.0  # span of a clip, for "seconds"
     size: tuple[int, int] = (224, 224)  # height, width in pixels
+    # How evaluation and prediction cut their views; training has its augmentation.
+    short_side: int | None = None  # pixels, before the crop to `size`; None: just covers `size`
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     in_chans: int = 3  # 3: RGB; 1: grey
 
 
