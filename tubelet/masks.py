@@ -1,6 +1,7 @@
 """Masks: pure functions `(grid, rng, *, mask_ratio) -> hidden [N] bool`, and their packing.
 
-True = hidden from the encoder: polarity is decided here and nowhere else.
+True = hidden from the encoder: polarity is decided here and nowhere else. `N` is the backbone's
+output grid; `unit` (t,h,w) is how many of its tokens are hidden or shown together.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from math import ceil, floor
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -26,9 +28,16 @@ def random(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> Tensor
     return _draw(grid.size, mask_ratio, rng, "tokens")
 
 
-def frame(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> Tensor:
-    """grid -> hidden [N]: whole time slots (the "frame" row of arXiv 2203.12602, Table 1b)."""
-    return _draw(grid.t, mask_ratio, rng, "time slots").repeat_interleave(grid.h * grid.w)
+def frame(
+    grid: Grid, rng: np.random.Generator, *, mask_ratio: float, rounded: bool = False
+) -> Tensor:
+    """grid -> hidden [N]: whole time slots (the "frame" row of arXiv 2203.12602, Table 1b).
+
+    `rounded`: as many as is nearest to the ratio, as MaskFeat's (arXiv 2112.09133, Table 10),
+    where VideoMAE takes the next lower number.
+    """
+    slots = _draw(grid.t, mask_ratio, rng, "time slots", rounded=rounded)
+    return slots.repeat_interleave(grid.h * grid.w)
 
 
 DRAWS = {"tube": tube, "random": random, "frame": frame}  # by the `mask_type` of runs
@@ -51,36 +60,201 @@ def running_cell(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> 
     return ((phase + t + 1 + 2 * (h % 2) + w % 2) % 4 < 4 * mask_ratio).flatten()
 
 
-def _draw(cells: int, mask_ratio: float, rng: np.random.Generator, what: str) -> Tensor:
-    """bool [cells] with `int(mask_ratio * cells)` hidden, uniform without replacement."""
-    # The published count is int(ratio * n); the small term keeps 0.29 * 100 from becoming 28.
-    count = int(mask_ratio * cells + 1e-6)
-    if not 0 < mask_ratio < 1 or not 0 < count < cells:
-        low, high = ceil(1e4 / cells) / 1e4, floor(1e4 - 1e4 / cells) / 1e4
+def cube(
+    grid: Grid,
+    rng: np.random.Generator,
+    *,
+    mask_ratio: float,
+    unit: tuple[int, int, int] = (1, 2, 2),
+) -> Tensor:
+    """grid -> hidden [N]: blocks of space and time (arXiv 2112.09133, 4.3 and its code).
+
+    Blocks are added until `round(mask_ratio * units)` units are hidden or 100 tries in a row do
+    not fit into what is left; never more than that number, often a few less. Of h x w units a
+    block covers from a fifth to all, with sides of ratio 0.3 to 1/0.3 and any number of slots. As
+    published it is shorter than the grid in height and width: of 2 units a side it covers 1; of
+    1 unit, where nothing is shorter, that one.
+    """
+    units = _units(grid, unit)
+    least = max(1, units.h * units.w // 5)
+    count = _count(units.size, mask_ratio, "units", rounded=True, least=least)
+    hidden = _grow(units, rng, count, least=least, most=units.h * units.w, tries=100)
+    return _spread(hidden, unit)
+
+
+def block(
+    grid: Grid,
+    rng: np.random.Generator,
+    *,
+    mask_ratio: float,
+    unit: tuple[int, int, int] = (1, 1, 1),
+) -> Tensor:
+    """grid -> hidden [N]: blocks of space, the same in all time slots.
+
+    Block-wise masks of images (arXiv 2106.08254, Algorithm 1) as MaskFeat draws them for images,
+    and with a unit of (1,2,2) its tubes for clips (arXiv 2112.09133, Table 10). A block covers
+    from a fifth of `round(mask_ratio * units)` to all that is left of it; sides as in `cube`; 10
+    tries. Never more than that number, often a few less.
+    """
+    units = _units(grid, unit)
+    slot = Grid(1, units.h, units.w)
+    count = _count(slot.size, mask_ratio, "units of one time slot", rounded=True)
+    hidden = _grow(slot, rng, count, least=max(1, count // 5), most=None, tries=10)
+    return _spread(hidden.repeat(units.t, 0), unit)
+
+
+def even(hidden: Tensor, count: int, rng: np.random.Generator) -> Tensor:
+    """hidden bool [N] -> bool [N] of which `count` are hidden; single tokens change, uniformly drawn.
+
+    For backbones that drop what is hidden, under masks that differ in size. Done sample by sample,
+    so that a mask does not depend on the others of its batch.
+    """
+    n, had = len(hidden), int(hidden.sum())
+    if not 0 < count < n:
+        raise TubeletError(f"Hide from 1 to {n - 1} of {n} tokens; got a count of {count}.")
+    # Those that may change: the visible ones where too few are hidden, else the hidden ones.
+    pool = (hidden != (had < count)).nonzero()[:, 0]
+    chosen = torch.from_numpy(rng.permutation(len(pool))[: abs(count - had)])
+    changed = hidden.clone()
+    changed[pool[chosen]] = had < count
+    return changed
+
+
+def _units(grid: Grid, unit: tuple[int, int, int]) -> Grid:
+    """The grid of units. TubeletError where they do not divide the grid."""
+    if any(u < 1 or n % u for n, u in zip(grid, unit, strict=True)):
+        fit = (", ".join(str(u) for u in range(1, n + 1) if n % u == 0) for n in grid)
+        sides = "; ".join(f"{axis}: {numbers}" for axis, numbers in zip("thw", fit, strict=True))
         raise TubeletError(
-            f"mask_ratio {mask_ratio} hides {count} of the {cells} {what}: at least one must be "
-            f"hidden and one visible. Choose mask_ratio from {low} to {high}."
+            f"Mask units of {'x'.join(map(str, unit))} do not divide the grid of "
+            f"{'x'.join(map(str, grid))} tokens (t x h x w). Sides that do: {sides}."
         )
+    return Grid(*(n // u for n, u in zip(grid, unit, strict=True)))
+
+
+def _spread(units: npt.NDArray[np.bool_], unit: tuple[int, int, int]) -> Tensor:
+    """bool [t,h,w] of units -> bool [N] of tokens."""
+    for axis, times in enumerate(unit):
+        units = units.repeat(times, axis) if times > 1 else units
+    return torch.from_numpy(units.flatten())
+
+
+def _grow(
+    units: Grid,
+    rng: np.random.Generator,
+    count: int,
+    *,
+    least: int,
+    most: int | None,
+    tries: int,
+) -> npt.NDArray[np.bool_]:
+    """bool [t,h,w], at least one and at most `count` hidden: boxes of `least` to `most` units a slot.
+
+    `most` None: what is left of `count`. The tries for a box are made together, and the first
+    that hides something new and not too much is taken: the same as one after the other.
+    """
+    hidden = np.zeros(units, dtype=np.bool_)
+    left, failed = count, 0
+    # Published: one failure ends it. A mask that would be empty then goes on.
+    while left and (not failed or (left == count and failed < 1000)):
+        lows, highs = _boxes(units, rng, least, left if most is None else most, tries)
+        size = (highs - lows).prod(0)
+        new = size - _inside(hidden, lows, highs)
+        fit = np.flatnonzero((new > 0) & (new <= left))
+        failed = 0 if len(fit) else failed + 1
+        if len(fit):
+            (t, h, w), (t1, h1, w1) = lows[:, fit[0]].tolist(), highs[:, fit[0]].tolist()
+            hidden[t:t1, h:h1, w:w1] = True
+            left -= int(new[fit[0]])
+    if left == count:
+        raise TubeletError(
+            f"No block of at least {least} units has room in {units.h}x{units.w} of them with sides "
+            "of ratio 0.3 to 3.3: choose a smaller unit, a squarer grid or another mask."
+        )
+    return hidden
+
+
+def _boxes(
+    units: Grid, rng: np.random.Generator, least: float, most: float, tries: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First and last + 1 of boxes [3,n] (t,h,w) in n <= `tries` draws; those too large are left out."""
+    u = rng.random((6, tries))
+    area, aspect = least + (most - least) * u[0], np.exp((2 * u[1] - 1) * np.log(0.3))
+    sides = np.stack([1 + np.floor(units.t * u[2]), (area * aspect) ** 0.5, (area / aspect) ** 0.5])
+    sides = np.rint(sides).clip(1).astype(np.int64)
+    for axis in (1, 2):
+        if units[axis] == 1:
+            sides[axis] = 1
+    grid = np.array(units)[:, None]
+    room = ((sides < grid) | (grid == 1))[1:].all(0)
+    sides, u = sides[:, room], u[3:, room]
+    lows = np.floor(u * (grid - sides + 1)).astype(np.int64)
+    return lows, lows + sides
+
+
+def _inside(
+    hidden: npt.NDArray[np.bool_], lows: npt.NDArray[np.int64], highs: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """How many are hidden in each box, by the table of sums from the corner: [n]."""
+    sums = np.zeros([n + 1 for n in hidden.shape], dtype=np.int64)
+    sums[1:, 1:, 1:] = hidden.cumsum(0).cumsum(1).cumsum(2)
+    (t, h, w), (t1, h1, w1) = lows, highs
+    early = sums[t, h1, w1] - sums[t, h, w1] - sums[t, h1, w] + sums[t, h, w]
+    return sums[t1, h1, w1] - sums[t1, h, w1] - sums[t1, h1, w] + sums[t1, h, w] - early
+
+
+def _draw(
+    cells: int, mask_ratio: float, rng: np.random.Generator, what: str, *, rounded: bool = False
+) -> Tensor:
+    """bool [cells] with `mask_ratio` of them hidden, uniform without replacement."""
     hidden = torch.zeros(cells, dtype=torch.bool)
+    count = _count(cells, mask_ratio, what, rounded=rounded)
     hidden[torch.from_numpy(rng.permutation(cells)[:count])] = True
     return hidden
 
 
-def pack(hidden: Tensor, asked: Tensor | None = None, *, count_visible: bool = False) -> Masks:
+def _count(
+    cells: int, mask_ratio: float, what: str, *, rounded: bool = False, least: int = 1
+) -> int:
+    """How many of the cells to hide: the next lower number, or the nearest; `least` to cells - 1."""
+    if cells <= least:
+        raise TubeletError(f"The grid has {cells} {what}, too few to hide some and show some.")
+    # The published count is int(ratio * n); the small term keeps 0.29 * 100 from becoming 28.
+    count = round(mask_ratio * cells) if rounded else int(mask_ratio * cells + 1e-6)
+    if not 0 < mask_ratio < 1 or not least <= count < cells:
+        low, high = ceil(1e4 * least / cells) / 1e4, floor(1e4 - 1e4 / cells) / 1e4
+        raise TubeletError(
+            f"mask_ratio {mask_ratio} hides {count} of the {cells} {what}: at least {least} must be "
+            f"hidden and one visible. Choose mask_ratio from {low} to {high}."
+        )
+    return count
+
+
+def pack(
+    hidden: Tensor,
+    asked: Tensor | None = None,
+    *,
+    count_visible: bool = False,
+    replace: bool = False,
+) -> Masks:
     """hidden bool [B,k,N], asked bool [B,k,N] -> Masks of static size.
 
     `asked` defaults to what is hidden. A position that is asked for but visible has weight 0,
     unless `count_visible`. Raises where rows differ in how many tokens they hide or ask for.
+
+    `replace`: for a backbone that replaces what is hidden and so takes all N tokens. Rows may
+    differ then: `asked` is filled up with position 0 at weight 0.
     """
     asked = hidden if asked is None else asked
-    at = _indices(asked, "asks for")
-    weight = hidden.gather(-1, at).float()
-    return Masks(
-        hidden=hidden,
-        keep=_indices(~hidden, "shows"),
-        asked=at,
-        weight=torch.ones_like(weight) if count_visible else weight,
-    )
+    n = hidden.shape[-1]
+    if replace:
+        at, real = _filled(asked)
+        keep = torch.arange(n, device=hidden.device).expand(hidden.shape)
+    else:
+        at, keep = _indices(asked, "asks for"), _indices(~hidden, "shows")
+        real = torch.ones_like(at, dtype=torch.bool)
+    counts = real if count_visible else real & hidden.gather(-1, at)
+    return Masks(hidden=hidden, keep=keep, asked=at, weight=counts.float())
 
 
 def as_masks(mask: Tensor, n: int) -> Masks:
@@ -114,3 +288,20 @@ def _indices(chosen: Tensor, verb: str) -> Tensor:
             f"tokens and another {high}, of {chosen.shape[-1]}."
         )
     return chosen.nonzero()[:, -1].reshape(*chosen.shape[:2], low)
+
+
+def _filled(asked: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [B,k,N] -> int64 [B,k,M] ascending, then zeros; bool [B,k,M], False = filled.
+
+    M is a multiple of a sixteenth of N, so that few sizes occur: each new one compiles anew.
+    """
+    n, counts = asked.shape[-1], asked.sum(-1, keepdim=True)
+    if not int(counts.min()):
+        raise TubeletError(
+            f"A mask asks for none of the {n} tokens, so there is nothing to predict: hide at least one."
+        )
+    step = max(1, n // 16)
+    size = min(n, ceil(int(counts.max()) / step) * step)
+    real = torch.arange(size, device=asked.device) < counts
+    order = asked.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices[..., :size]
+    return order.where(real, 0), real
