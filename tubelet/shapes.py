@@ -57,6 +57,9 @@ class Patch(NamedTuple):
         return Grid(*(got // unit for got, unit in zip(clip, self, strict=True)))
 
 
+Sampling = Literal["dense", "dense_fps", "uniform", "seconds"]
+
+
 @dataclass(frozen=True)
 class ClipSpec:
     """What a clip is, the same in training, evaluation and prediction; saved with the weights.
@@ -69,7 +72,7 @@ class ClipSpec:
     """
 
     num_frames: int = 16
-    sampling: Literal["dense", "dense_fps", "uniform", "seconds"] = "dense"
+    sampling: Sampling = "dense"
     sampling_rate: int = 4  # frames from one to the next, for "dense" and "dense_fps"
     target_fps: float = 30.0  # frames a second in which `sampling_rate` counts, for "dense_fps"
     seconds: float = 2.0  # span of a clip, for "seconds"
@@ -78,6 +81,14 @@ class ClipSpec:
     short_side: int | None = None  # pixels, before the crop to `size`; None: just covers `size`
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     in_chans: int = 3  # 3: RGB; 1: grey
+
+    def __post_init__(self) -> None:
+        if self.short_side is not None and self.short_side < max(self.size):
+            raise TubeletError(
+                f"short_side is {self.short_side} pixels, from which no crop of "
+                f"{'x'.join(map(str, self.size))} (size) can be cut: expected {max(self.size)} or "
+                "more, or None, which takes the smallest that covers the crop."
+            )
 
 
 @dataclass

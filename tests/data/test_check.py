@@ -133,7 +133,9 @@ def test_nothing_to_check(tmp_path):
         check(tmp_path)
 
 
-@pytest.mark.parametrize(("sampling", "needed"), [("dense", 64), ("uniform", 16), ("seconds", 75)])
+@pytest.mark.parametrize(
+    ("sampling", "needed"), [("dense", 64), ("dense_fps", 53), ("uniform", 16), ("seconds", 75)]
+)
 def test_frames_that_a_clip_needs(sampling, needed):
     spec = ClipSpec(num_frames=16, sampling=sampling, sampling_rate=4, seconds=3.0)
     assert frames_needed(spec, fps=25.0) == needed

@@ -1,6 +1,7 @@
 """Samples are a function of (seed, epoch, index, repeat); collate and test views."""
 
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +14,7 @@ from tubelet.data.clips import ClipDataset, EvalDataset, Key, Table, collate
 from tubelet.data.decode import Video
 from tubelet.data.lists import Entry, VideoList, read_list
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed
-from tubelet.data.transforms import EVALUATE, FINETUNE, PRETRAIN, augment, spatial_views
+from tubelet.data.transforms import EVALUATE, FINETUNE, PRETRAIN, augment, resize, spatial_views
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec, Grid
 
@@ -257,6 +258,17 @@ def test_views_are_those_of_the_protocol(videos, segments, crops):
             expected = spatial_views(video.frames(at[segment]), SPEC.size, crops)
             assert torch.equal(views.clips[segment * crops : (segment + 1) * crops], expected)
     assert (views.index, views.path, views.error) == (2, videos.entries[2].path, "")
+
+
+def test_views_have_the_short_side_and_interpolation_of_the_spec(videos):
+    spec = replace(SPEC, short_side=24, interpolation="bicubic")
+    views = EvalDataset(videos, spec, segments=2, crops=1)[2]
+    with Video(videos.entries[2].path) as video:
+        at = sampling.test_frames(SPEC, video.info.frames, video.info.fps, 2)
+        long = 24 * video.info.width // video.info.height
+        for view, frames in zip(views.clips, at, strict=True):
+            whole = resize(video.frames(frames), (24, long), "bicubic")
+            assert torch.equal(view, whole[..., 4:20, (long - 16) // 2 :][..., :16])
 
 
 def test_all_views_come_from_one_decode(videos, monkeypatch):

@@ -188,7 +188,7 @@ def test_check_of_pictures(images: Path) -> None:
     assert len(long.too_short) == 5
 
 
-@pytest.mark.parametrize("sampling", ["dense", "uniform", "seconds"])
+@pytest.mark.parametrize("sampling", ["dense", "dense_fps", "uniform", "seconds"])
 def test_a_clip_of_one_frame_needs_one_frame(sampling) -> None:
     assert frames_needed(ClipSpec(num_frames=1, sampling=sampling), fps=1.0) == 1
 

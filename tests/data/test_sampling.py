@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from math import floor
 from typing import Literal
 
@@ -17,7 +18,8 @@ from tubelet.shapes import ClipSpec
 DENSE = ClipSpec(num_frames=16, sampling="dense", sampling_rate=4)
 UNIFORM = ClipSpec(num_frames=16, sampling="uniform")
 SECONDS = ClipSpec(num_frames=16, sampling="seconds", seconds=2.0)
-ALL = [DENSE, UNIFORM, SECONDS]
+DENSE_FPS = ClipSpec(num_frames=16, sampling="dense_fps", sampling_rate=4, target_fps=30.0)
+ALL = [DENSE, DENSE_FPS, UNIFORM, SECONDS]
 LENGTHS = [1, 2, 5, 15, 16, 17, 40, 61, 63, 64, 65, 100, 300]
 
 
@@ -91,6 +93,50 @@ def test_seconds_spread_the_frames_whatever_the_rate() -> None:
         assert drawn[:, 0].max() > 900 - 2 * fps
 
 
+def spread(start: float, span: float, frames: int) -> list[int]:
+    """16 frames from start to start + span - 1, rounded down; behind the end, the last."""
+    return [min(frames - 1, floor(start + i * (span - 1) / 15)) for i in range(16)]
+
+
+def test_dense_fps_at_the_target_rate_by_hand() -> None:
+    by_hand = [0, 4, 8, 12, 16, 21, 25, 29, 33, 37, 42, 46, 50, 54, 58, 63]
+    assert centre_frames(DENSE_FPS, 64, 30.0).tolist() == by_hand
+    twice = replace(DENSE_FPS, target_fps=60.0, sampling_rate=8)
+    assert centre_frames(twice, 64, 30.0).tolist() == by_hand
+
+
+@pytest.mark.parametrize("fps", [12.5, 25.0, 30.0, 50.0])
+def test_dense_fps_draws_real_starts_and_spans_as_long_whatever_the_rate(fps: float) -> None:
+    span = 64 * fps / 30
+    for i in range(100):
+        start = rng_for(0, 0, i).uniform(0, 300 - span)
+        assert draw_frames(DENSE_FPS, 300, fps, rng_for(0, 0, i)).tolist() == spread(
+            start, span, 300
+        )
+    drawn = draws(DENSE_FPS, 300, fps=fps)
+    assert drawn[:, 0].min() <= 3
+    assert drawn[:, -1].max() >= 296
+
+
+@pytest.mark.parametrize("frames", LENGTHS)
+@pytest.mark.parametrize("fps", [15.0, 25.0, 30.0, 60.0])
+def test_dense_fps_at_the_ends_of_short_videos(frames: int, fps: float) -> None:
+    span = 64 * fps / 30
+    room = max(0.0, frames - span)
+    assert centre_frames(DENSE_FPS, frames, fps).tolist() == spread(room / 2, span, frames)
+    if not room:
+        assert (draws(DENSE_FPS, frames, 5, fps) == spread(0, span, frames)).all()
+
+
+def test_dense_fps_of_one_frame() -> None:
+    """A picture is a video of one frame at 1 frame a second, a span of less than a frame."""
+    one = replace(DENSE_FPS, num_frames=1)
+    assert (draws(one, 1, 20, fps=1.0) == 0).all()
+    assert set(draws(one, 10, fps=30.0)[:, 0]) == set(range(6))  # the frames before 10 - 4
+    assert (draws(DENSE_FPS, 1, 5, fps=1.0) == 0).all()
+    assert sampling.test_frames(one, 1, 1.0, 3).tolist() == [[0], [0], [0]]
+
+
 def test_a_draw_follows_its_generator() -> None:
     for spec in ALL:
         one, same, other = (draw_frames(spec, 300, 30.0, rng_for(0, 0, i)) for i in (1, 1, 2))
@@ -128,6 +174,16 @@ def test_dense_test_views_by_the_formula(frames: int, segments: int) -> None:
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
+@pytest.mark.parametrize("segments", [2, 3, 10])
+@pytest.mark.parametrize("fps", [25.0, 30.0, 60.0])
+def test_dense_fps_test_views_by_the_formula(frames: int, segments: int, fps: float) -> None:
+    span = 64 * fps / 30
+    step = floor(max(0.0, frames - span) / (segments - 1))
+    expected = [spread(k * step, span, frames) for k in range(segments)]
+    assert sampling.test_frames(DENSE_FPS, frames, fps, segments).tolist() == expected
+
+
+@pytest.mark.parametrize("frames", LENGTHS)
 def test_uniform_test_views_of_two_are_starts_and_middles(frames: int) -> None:
     tick = frames / 16
     starts = [floor(tick * i) for i in range(16)]
@@ -151,7 +207,7 @@ def test_one_segment_is_the_centred_clip(spec: ClipSpec) -> None:
 # Long files
 
 
-@pytest.mark.parametrize("spec", [DENSE, SECONDS], ids=lambda s: s.sampling)
+@pytest.mark.parametrize("spec", [DENSE, DENSE_FPS, SECONDS], ids=lambda s: s.sampling)
 @pytest.mark.parametrize("frames", [10, 64, 65, 1000])
 def test_windows_cover_the_file(spec: ClipSpec, frames: int) -> None:
     windows = list(window_frames(spec, frames, 30.0))
@@ -168,6 +224,19 @@ def test_windows_with_a_hop() -> None:
     by_frames = list(window_frames(DENSE, 200, 25.0, hop_frames=25))
     assert [w[2].tolist() for w in by_time] == [w[2].tolist() for w in by_frames]
     assert [w[0] for w in by_time] == [0, 1, 2, 3, 4, 5, (200 - 64) / 25]
+
+
+def test_dense_fps_windows_are_a_span_long() -> None:
+    windows = list(window_frames(DENSE_FPS, 120, 15.0))  # spans of 32 frames
+    assert [(start * 15, end * 15) for start, end, _ in windows] == [
+        (0, 32),
+        (32, 64),
+        (64, 96),
+        (88, 120),
+    ]
+    assert [clip.tolist() for _, _, clip in windows] == [
+        spread(at, 32, 120) for at in (0, 32, 64, 88)
+    ]
 
 
 def test_uniform_windows_are_one_hop_or_the_file() -> None:
@@ -196,6 +265,8 @@ def test_windows_are_made_one_by_one() -> None:
         (ClipSpec(sampling_rate=-1), 9, 30.0, r"sampling_rate must be above 0 \(got -1\)"),
         (SECONDS, 9, 0.0, r"needs a frame rate above 0, and the video's is 0\.0"),
         (SECONDS, 9, float("nan"), "needs a frame rate above 0"),
+        (DENSE_FPS, 9, 0.0, 'sampling="dense_fps" needs a frame rate above 0'),
+        (replace(DENSE_FPS, target_fps=0.0), 9, 30.0, r"target_fps must be above 0 \(got 0\.0\)"),
     ],
 )
 def test_what_cannot_be_drawn(spec: ClipSpec, frames: int, fps: float, message: str) -> None:
@@ -207,7 +278,7 @@ def test_what_cannot_be_drawn(spec: ClipSpec, frames: int, fps: float, message: 
 
 def test_an_unknown_sampling() -> None:
     kind: Literal["dense"] = "sparse"  # pyright: ignore[reportAssignmentType]
-    with pytest.raises(TubeletError, match=r'"dense", "uniform" or "seconds" \(got \'sparse\'\)'):
+    with pytest.raises(TubeletError, match=r"dense, dense_fps, uniform, seconds \(got 'sparse'\)"):
         centre_frames(ClipSpec(sampling=kind), 9, 30.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import floor
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ from tubelet.data.transforms import (
     resize,
     spatial_views,
     to_channels,
+    views_of,
 )
 from tubelet.errors import TubeletError
+from tubelet.shapes import ClipSpec
 
 SIZES = [(224, 224), (32, 32), (48, 96), (300, 260)]
 
@@ -254,6 +257,31 @@ def test_test_crops_of_a_rectangular_size() -> None:
     assert [view[0, 0, 0, 0].item() // 10 for view in wide] == [0, 2, 5]  # 40 wide: from 0, 5, 10
     tall = spatial_views(places(1, 100, 100), (20, 40), 3)  # 40 x 40: the crops move down
     assert [view[1, 0, 0, 0].item() // 10 for view in tall] == [0, 2, 5]
+
+
+@pytest.mark.parametrize(("height", "width"), [(90, 120), (120, 90), (100, 100), (64, 333)])
+@pytest.mark.parametrize("crops", [1, 3])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_test_crops_of_a_larger_short_side(
+    height: int, width: int, crops: int, interpolation: Literal["bilinear", "bicubic"]
+) -> None:
+    """The whole is 56 pixels at its short side; crops of 48 stay in the middle of that."""
+    clip = noise(2, height, width)
+    spec = ClipSpec(size=(48, 48), short_side=56, interpolation=interpolation)
+    views = views_of(clip, spec, crops)
+    long = 56 * max(height, width) // min(height, width)
+    wide = width >= height
+    whole = resize(clip, (56, long) if wide else (long, 56), interpolation)
+    for j in range(crops):
+        at = (long - 48) // 2 if crops == 1 else floor(j * (long - 48) / (crops - 1))
+        top, left = (4, at) if wide else (at, 4)
+        assert torch.equal(views[j], whole[..., top : top + 48, left : left + 48])
+
+
+def test_a_short_side_smaller_than_the_crop_is_refused() -> None:
+    with pytest.raises(TubeletError, match=r"short_side is 47 pixels.*48x32.*expected 48 or more"):
+        ClipSpec(size=(48, 32), short_side=47)
+    assert views_of(noise(), ClipSpec(size=(48, 32), short_side=48)).shape == (1, 3, 3, 48, 32)
 
 
 def test_the_centre_crop_is_the_only_one_of_one() -> None:

@@ -65,12 +65,12 @@ def test_windows_score_as_clips_decoded_one_by_one(
     assert file.windows[-1].end_seconds == pytest.approx(file.duration_seconds)
 
 
-@pytest.mark.parametrize("sampling", ["dense", "uniform", "seconds"])
+@pytest.mark.parametrize("sampling", ["dense", "dense_fps", "uniform", "seconds"])
 @pytest.mark.parametrize("hop", [1, 3, 8, 11, None])
 def test_every_frame_is_decoded_once_in_order(
     folder: Path, spec: ClipSpec, sampling, hop: int | None
 ) -> None:
-    spec = replace(spec, sampling=sampling, seconds=0.9)
+    spec = replace(spec, sampling=sampling, seconds=0.9, short_side=max(spec.size) + 4)
     with Video(folder / "long.mp4") as video, Video(folder / "long.mp4") as other:
         wanted: list[int] = []
 
@@ -86,7 +86,8 @@ def test_every_frame_is_decoded_once_in_order(
         assert len(clips) == len(cuts)
         for (start, _, clip), (expected, _, at) in list(zip(clips, cuts, strict=True))[::7]:
             assert start == expected
-            assert torch.equal(clip, spatial_views(other.frames(at), spec.size, 1)[0])
+            own = spatial_views(other.frames(at), spec.size, 1, short_side=spec.short_side)
+            assert torch.equal(clip, own[0])
         assert wanted == sorted(set(wanted))
         # A few more than the file has: the decoder reads ahead of a seek.
         assert video.decoded <= info.frames + 16

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tubelet.data.decode import Decoder, Video
 from tubelet.data.sampling import centre_frames, window_frames
-from tubelet.data.transforms import spatial_views, to_channels
+from tubelet.data.transforms import to_channels, views_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
 
@@ -35,4 +35,4 @@ def read_clip(
             indices = first + rest
         frames = to_channels(video.frames(indices), spec.in_chans)
         seconds = tuple(float(s) for s in video.timestamps[indices])
-    return spatial_views(frames, spec.size, 1)[0], seconds
+    return views_of(frames, spec)[0], seconds

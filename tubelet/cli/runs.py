@@ -141,7 +141,8 @@ def list_runs(args: list[str]) -> int:
     table = Table("run", "batch", "epochs", "lr /256", "clip", "published", "source")
     for name, run in named_runs().items():
         clip = run.clip
-        rate = f"x{clip.sampling_rate}" if clip.sampling == "dense" else " uniform"
+        dense = clip.sampling in ("dense", "dense_fps")
+        rate = f"x{clip.sampling_rate}" if dense else f" {clip.sampling}"
         table.add_row(
             name,
             str(run.train.batch_size),

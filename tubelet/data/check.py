@@ -249,11 +249,14 @@ def _find_faults(
 
 
 def frames_needed(spec: ClipSpec, fps: float) -> int:
-    """Frames below which a clip repeats some: its span ("dense", "seconds"), or one a segment."""
+    """Frames below which a clip repeats some: its span, or for "uniform" one a segment."""
     if spec.sampling == "uniform" or spec.num_frames == 1:
         return spec.num_frames
     if spec.sampling == "seconds":
         return max(spec.num_frames, round(spec.seconds * fps))
+    if spec.sampling == "dense_fps":
+        span = spec.num_frames * spec.sampling_rate * fps / spec.target_fps
+        return max(spec.num_frames, round(span))
     return spec.num_frames * spec.sampling_rate
 
 

@@ -14,7 +14,7 @@ from tubelet.data.cache import FeatureCache, one_sample_a_video
 from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
 from tubelet.data.lists import Kind, VideoList, as_target
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
-from tubelet.data.transforms import Augment, Size, augment, spatial_views, to_channels
+from tubelet.data.transforms import Augment, Size, augment, to_channels, views_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch, ClipSpec, Masks, Sample
 
@@ -259,7 +259,8 @@ class EvalDataset(Dataset[Views]):
 
     Nothing is random, and nothing is replaced: an unreadable video comes with its error and
     without clips. `segments` temporal by `crops` spatial views: 5 and 3 are the published protocol
-    for Kinetics, 2 and 3 for Something-Something, 1 and 1 the centre of the video.
+    for Kinetics (MaskFeat: 10 and 1), 2 and 3 for Something-Something, 1 and 1 the centre of the
+    video, or of an image.
     """
 
     def __init__(
@@ -299,4 +300,4 @@ class EvalDataset(Dataset[Views]):
             needed, where = np.unique(at, return_inverse=True)  # segments may overlap
             frames = to_channels(video.frames(needed), spec.in_chans)
         where = torch.from_numpy(where.reshape(at.shape))
-        return torch.cat([spatial_views(frames[one], spec.size, self.crops) for one in where])
+        return torch.cat([views_of(frames[one], spec, self.crops) for one in where])

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 from math import ceil, floor
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.errors import TubeletError
-from tubelet.shapes import ClipSpec
+from tubelet.shapes import ClipSpec, Sampling
 
 Frames = NDArray[np.int64]
 
@@ -39,6 +40,11 @@ def draw_frames(spec: ClipSpec, frames: int, fps: float, rng: np.random.Generato
     pretraining). Its fine-tuning spreads T frames over both ends of the same span, a stride of
     64/15; we keep the stride of pretraining and testing.
 
+    "dense_fps": a real start uniform in [0, n - span], where span = T*rate*fps/target_fps frames,
+    and T frames evenly from start to start + span - 1, both included, rounded down (as MaskFeat,
+    arXiv 2112.09133, samples: 16 frames, rate 4 at 30 frames a second, are 63/15 frames apart in
+    a video of that rate). What lies behind the end of a shorter video is its last frame.
+
     "uniform": T segments of (n-1)/T frames with real bounds, and in each one frame uniform
     between its rounded bounds, both included (as MVD, arXiv 2212.04500). A video shorter than T
     so repeats frames evenly.
@@ -62,7 +68,8 @@ def centre_frames(spec: ClipSpec, frames: int, fps: float) -> Frames:
     """The one clip of validation: int64 [T], in the middle of the video, nothing random.
 
     The published validation draws at random; this one does not, so that two scores compare.
-    "uniform" takes the middle of each segment.
+    "uniform" takes the middle of each segment. A start between two frames is rounded down for
+    "dense"; "dense_fps" and "seconds" round the frames.
     """
     n = _checked(spec, frames, fps)
     if spec.sampling == "uniform":
@@ -78,7 +85,9 @@ def test_frames(spec: ClipSpec, frames: int, fps: float, segments: int) -> Frame
     "dense": of the M frames at 0, rate, 2*rate, ... view k starts at floor(k*(M-T)/(segments-1))
     (VideoMAE's test on Kinetics, 5 segments). "uniform": view k takes, of each of the T segments
     of n/T frames, the frame at k/segments of it (for 2 segments: the starts and the middles, as
-    VideoMAE tests on Something-Something). "seconds": as "dense" with a real stride.
+    VideoMAE tests on Something-Something). "dense_fps": view k starts at
+    k*floor((n-span)/(segments-1)) (MaskFeat's test on Kinetics, 10 segments). "seconds": from the
+    first to the last frame, at real steps.
     """
     n = _checked(spec, frames, fps)
     if segments < 1:
@@ -91,6 +100,9 @@ def test_frames(spec: ClipSpec, frames: int, fps: float, segments: int) -> Frame
     if spec.sampling == "dense":
         room = max(0, ceil(n / stride) - spec.num_frames)
         starts = [floor(k * room / (segments - 1)) * stride for k in range(segments)]
+    elif spec.sampling == "dense_fps":
+        step = floor(_room(spec, n, stride) / (segments - 1))
+        starts = [float(k * step) for k in range(segments)]
     else:
         starts = [k * _room(spec, n, stride) / (segments - 1) for k in range(segments)]
     return np.stack([_run(spec, n, start, stride) for start in starts])
@@ -106,7 +118,7 @@ def window_frames(
 ) -> Iterator[tuple[float, float, Frames]]:
     """Windows that cover a file of any length: (start seconds, end seconds, int64 [T]), in order.
 
-    A window is as long as a training clip (T*sampling_rate frames, or `seconds`), and the next
+    A window is as long as a training clip (T*rate frames, its span, or `seconds`), and the next
     starts a hop later; without a hop they touch. The last is moved back to end with the file.
     With "uniform", where a clip has no length of its own, a window is one hop long, and without
     a hop the whole file is one window.
@@ -135,7 +147,14 @@ def window_frames(
 
 
 def _run(spec: ClipSpec, n: int, start: float, stride: float) -> Frames:
-    """start, start+stride, ..., [T]: the pointer stops at the last step inside the video."""
+    """start, start+stride, ..., [T]: the pointer stops at the last step inside the video.
+
+    "dense_fps": from start to the end of the span, at most the last frame.
+    """
+    if spec.sampling == "dense_fps":
+        last = start + max(0.0, spec.num_frames * stride - 1)
+        at = np.floor(np.linspace(start, last, spec.num_frames))
+        return np.minimum(at, n - 1).astype(np.int64)
     last = floor((n - 1 - start) / stride)
     steps = np.minimum(np.arange(spec.num_frames), max(0, last))
     return np.floor(start + steps * stride).astype(np.int64)
@@ -149,12 +168,17 @@ def _uniform(spec: ClipSpec, n: int, at: float) -> Frames:
 
 def _room(spec: ClipSpec, n: int, stride: float) -> float:
     """How far a clip can be moved in a video of n frames."""
+    if spec.sampling == "dense_fps":
+        return max(0.0, n - spec.num_frames * stride)
     return max(0.0, n - 1 - (spec.num_frames - 1) * stride)
 
 
 def _stride(spec: ClipSpec, fps: float) -> float:
+    """Frames of the video for each of a clip: its span is T times that."""
     if spec.sampling == "dense":
         return spec.sampling_rate
+    if spec.sampling == "dense_fps":
+        return spec.sampling_rate * _rate(fps, 'sampling="dense_fps"') / spec.target_fps
     return spec.seconds * _rate(fps, 'sampling="seconds"') / spec.num_frames
 
 
@@ -172,12 +196,14 @@ def _checked(spec: ClipSpec, frames: int, fps: float) -> int:
             ("frames", frames),
             ("num_frames", spec.num_frames),
             ("sampling_rate", spec.sampling_rate),
+            ("target_fps", spec.target_fps),
             ("seconds", spec.seconds),
         )
         if not value > 0
     ]
-    if spec.sampling not in ("dense", "uniform", "seconds"):
-        wrong.append(f'sampling must be "dense", "uniform" or "seconds" (got {spec.sampling!r})')
+    kinds = get_args(Sampling)
+    if spec.sampling not in kinds:
+        wrong.append(f"sampling must be one of {', '.join(kinds)} (got {spec.sampling!r})")
     if wrong:
         raise TubeletError(f"No clip can be drawn: {'; '.join(wrong)}.")
     return int(frames)

@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from tubelet.data.randaugment import RandAugment, rand_augment
 from tubelet.errors import TubeletError
+from tubelet.shapes import ClipSpec
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -111,32 +112,48 @@ def spatial_views(
     size: Size,
     crops: int,
     *,
+    short_side: int | None = None,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Tensor:
     """uint8 [T,H,W,C] -> uint8 [crops,C,T,h,w]: the test crops; one is the centre.
 
-    The short side is resized to the size, and crop j starts at floor(j*slack/(crops-1)) along the
-    longer axis (VideoMAE's test, arXiv 2203.12602). For a size that is not square: the frame is
-    resized to the smallest that covers it, and the crops move along the axis that has room left.
+    The frame is resized to the smallest that covers the size (VideoMAE's test, arXiv 2203.12602),
+    or until its short side has `short_side` pixels (MaskFeat's: 256, for crops of 224). Crop j
+    starts at floor(j*room/(crops-1)) along the axis with more room, in the middle of the other.
     """
     _check(clip)
     if crops < 1:
         raise TubeletError(f"crops must be at least 1 (got {crops}): 1 is the centre.")
-    (height, width), (h, w) = clip.shape[1:3], size
-    # Integers: a float scale could make a side one pixel short.
-    if h * width >= w * height:
-        cover = (h, max(w, h * width // height))
-    else:
-        cover = (max(h, w * height // width), w)
+    h, w = size
+    covered = size if short_side is None else (short_side, short_side)
+    cover = _cover((clip.shape[1], clip.shape[2]), covered)
     whole = resize(clip, cover, interpolation)
     down, across = cover[0] - h, cover[1] - w
     views = []
     for j in range(crops):
-        top, left = (
-            (room // 2 if crops == 1 else j * room // (crops - 1)) for room in (down, across)
-        )
+        top, left = down // 2, across // 2
+        if crops > 1 and down > across:
+            top = j * down // (crops - 1)
+        elif crops > 1:
+            left = j * across // (crops - 1)
         views.append(whole[:, :, top : top + h, left : left + w])
     return torch.stack(views)
+
+
+def _cover(frame: Size, size: Size) -> Size:
+    """The frame's shape, scaled to the smallest that covers the size."""
+    (height, width), (h, w) = frame, size
+    # Integers: a float scale could make a side one pixel short.
+    if h * width >= w * height:
+        return h, max(w, h * width // height)
+    return max(h, w * height // width), w
+
+
+def views_of(frames: Tensor, spec: ClipSpec, crops: int = 1) -> Tensor:
+    """uint8 [T,H,W,C] -> uint8 [crops,C,T,h,w]: what evaluation and prediction see of frames."""
+    return spatial_views(
+        frames, spec.size, crops, short_side=spec.short_side, interpolation=spec.interpolation
+    )
 
 
 def resize(

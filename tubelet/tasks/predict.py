@@ -21,7 +21,7 @@ from tubelet.data.decode import DecodeError, Video
 from tubelet.data.listfiles import LIST_EXTENSIONS
 from tubelet.data.lists import read_list
 from tubelet.data.sampling import window_frames
-from tubelet.data.transforms import spatial_views, to_channels
+from tubelet.data.transforms import to_channels, views_of
 from tubelet.errors import TubeletError
 from tubelet.model import Classifier
 from tubelet.shapes import ClipSpec
@@ -247,7 +247,7 @@ class FrameStream:
         for at in range(0, len(numbers), RAW_FRAMES):
             some = numbers[at : at + RAW_FRAMES]
             frames = to_channels(self.video.frames(some), self.spec.in_chans)
-            small = spatial_views(frames, self.spec.size, 1)[0]
+            small = views_of(frames, self.spec)[0]
             self._held |= {int(n): small[:, i].clone() for i, n in enumerate(some)}
         self.most = max(self.most, len(self._held))
 
