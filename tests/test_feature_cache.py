@@ -242,6 +242,13 @@ def test_cache_json_and_the_run_say_what_was_used(videos, cached, tmp_path) -> N
     assert said["run"]["image"]["width"] == 24
 
 
+def test_what_only_evaluation_reads_is_not_asked_of_a_cache(videos, cached, tmp_path) -> None:
+    """A cache made before clips had these fields goes on serving."""
+    names = set(json.loads((cached / FILE).read_text())["clip"])
+    assert names == {"num_frames", "sampling", "sampling_rate", "seconds", "size", "in_chans"}
+    train(videos, cached, tmp_path, short_side=40, interpolation="bicubic", target_fps=25.0)
+
+
 def test_the_predicted_size_is_the_size(cached, caplog) -> None:
     layout = layout_of(json.loads((cached / FILE).read_text()))
     assert layout.shards == 4 and [len(layout.entries(s)) for s in range(4)] == [5, 5, 5, 1]

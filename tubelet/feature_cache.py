@@ -322,10 +322,15 @@ def _described(
         target = _target(model, name)
         of_target = {"width": target.width, "layer": target.layer, "size": target.size}
         branches[name] = of_target | run.teacher_options(name)
+    clip = asdict(run.clip)
+    for evaluations in ("short_side", "interpolation"):  # training crops have the augmentation's
+        del clip[evaluations]
+    if run.clip.sampling != "dense_fps":
+        del clip["target_fps"]
     return {
         "list": {"videos": len(videos), "fingerprint": videos.fingerprint()[:16]},
         "seed": run.train.seed,
-        "clip": asdict(run.clip),
+        "clip": clip,
         "augment": asdict(run.augment),
         "grid": list(run.grid),
         "teachers": branches,
