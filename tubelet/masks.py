@@ -33,7 +33,7 @@ def frame(
 ) -> Tensor:
     """grid -> hidden [N]: whole time slots (the "frame" row of arXiv 2203.12602, Table 1b).
 
-    `rounded`: as many as is nearest to the ratio, as MaskFeat's (arXiv 2112.09133, Table 10),
+    `rounded`: as many as are nearest to the ratio, as MaskFeat hides (arXiv 2112.09133's code),
     where VideoMAE takes the next lower number.
     """
     slots = _draw(grid.t, mask_ratio, rng, "time slots", rounded=rounded)
@@ -67,7 +67,7 @@ def cube(
     mask_ratio: float,
     unit: tuple[int, int, int] = (1, 2, 2),
 ) -> Tensor:
-    """grid -> hidden [N]: blocks of space and time (arXiv 2112.09133, 4.3 and its code).
+    """grid -> hidden [N]: blocks of space and time (the cubes of arXiv 2112.09133, as its code).
 
     Blocks are added until `round(mask_ratio * units)` units are hidden or 100 tries in a row do
     not fit into what is left; never more than that number, often a few less. Of h x w units a
@@ -78,7 +78,7 @@ def cube(
     units = _units(grid, unit)
     least = max(1, units.h * units.w // 5)
     count = _count(units.size, mask_ratio, "units", rounded=True, least=least)
-    hidden = _grow(units, rng, count, least=least, most=units.h * units.w, tries=100)
+    hidden = _grow(units, rng, count, least, units.h * units.w, tries=100)
     return _spread(hidden, unit)
 
 
@@ -92,14 +92,14 @@ def block(
     """grid -> hidden [N]: blocks of space, the same in all time slots.
 
     Block-wise masks of images (arXiv 2106.08254, Algorithm 1) as MaskFeat draws them for images,
-    and with a unit of (1,2,2) its tubes for clips (arXiv 2112.09133, Table 10). A block covers
+    and with a unit of (1,2,2) its tubes for clips (arXiv 2112.09133's code). A block covers
     from a fifth of `round(mask_ratio * units)` to all that is left of it; sides as in `cube`; 10
     tries. Never more than that number, often a few less.
     """
     units = _units(grid, unit)
     slot = Grid(1, units.h, units.w)
     count = _count(slot.size, mask_ratio, "units of one time slot", rounded=True)
-    hidden = _grow(slot, rng, count, least=max(1, count // 5), most=None, tries=10)
+    hidden = _grow(slot, rng, count, max(1, count // 5), None, tries=10)
     return _spread(hidden.repeat(units.t, 0), unit)
 
 
@@ -143,9 +143,9 @@ def _grow(
     units: Grid,
     rng: np.random.Generator,
     count: int,
-    *,
     least: int,
     most: int | None,
+    *,
     tries: int,
 ) -> npt.NDArray[np.bool_]:
     """bool [t,h,w], at least one and at most `count` hidden: boxes of `least` to `most` units a slot.
@@ -179,17 +179,17 @@ def _boxes(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """First and last + 1 of boxes [3,n] (t,h,w) in n <= `tries` draws; those too large are left out."""
     u = rng.random((6, tries))
-    area, aspect = least + (most - least) * u[0], np.exp((2 * u[1] - 1) * np.log(0.3))
-    sides = np.stack([1 + np.floor(units.t * u[2]), (area * aspect) ** 0.5, (area / aspect) ** 0.5])
-    sides = np.rint(sides).clip(1).astype(np.int64)
-    for axis in (1, 2):
-        if units[axis] == 1:
-            sides[axis] = 1
-    grid = np.array(units)[:, None]
-    room = ((sides < grid) | (grid == 1))[1:].all(0)
-    sides, u = sides[:, room], u[3:, room]
-    lows = np.floor(u * (grid - sides + 1)).astype(np.int64)
-    return lows, lows + sides
+    root, stretch = np.sqrt(least + (most - least) * u[0]), 0.3 ** (u[1] - 0.5)
+    sides = np.array(
+        [np.floor(units.t * u[2]) + 1, np.rint(root * stretch), np.rint(root / stretch)]
+    )
+    sides = np.maximum(sides, 1)
+    sides[[n == 1 for n in units]] = 1
+    longest = np.array([units.t, max(1, units.h - 1), max(1, units.w - 1)])
+    room = (sides <= longest[:, None]).all(0)
+    sides = sides[:, room]
+    lows = np.floor(u[3:, room] * (np.array(units)[:, None] - sides + 1))
+    return lows.astype(np.int64), (lows + sides).astype(np.int64)
 
 
 def _inside(
