@@ -6,6 +6,7 @@ its numbers needs another backbone. Without a config.json it is no case of tests
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,26 +23,39 @@ TOLERANCE = 1e-5
 AT_EDGES = 0.001  # of the cells: a gradient exactly on the edge of a bin may fall on either side
 
 
-def loops(clip: Tensor, patch: Patch, bins: int, cell: int) -> np.ndarray:
+def loops(
+    clip: Tensor,
+    patch: Patch,
+    bins: int = 9,
+    cell: int = 8,
+    colour: str = "rgb",
+    frames: str = "centre",
+    normalise: bool = True,
+) -> np.ndarray:
     """clip [C,T,H,W] -> [N,P], pixel by pixel, in float64."""
-    x = np.pad(clip.double().numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
-    colours, frames, height, width = clip.shape
+    pixels = clip.double().numpy()
+    if colour == "grey":
+        pixels = np.einsum("c...,c->...", pixels, [0.299, 0.587, 0.114])[None]
+    x = np.pad(pixels, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    colours, length, height, width = pixels.shape
     smooth, down = np.array([1, 2, 1]), np.array([1, 0, -1])
-    sums = np.zeros((colours, frames, height // cell, width // cell, bins))
-    for c, t, i, j in np.ndindex(colours, frames, height, width):
+    sums = np.zeros((colours, length, height // cell, width // cell, bins))
+    for c, t, i, j in np.ndindex(colours, length, height, width):
         around = x[c, t, i : i + 3, j : j + 3]
         gx, gy = smooth @ around @ down, down @ around @ smooth
         degrees = math.degrees(math.atan2(gx, gy)) % 180
         at = int(degrees / (180 / bins)) % bins
         sums[c, t, i // cell, j // cell, at] += math.sqrt(gx**2 + gy**2)
-    sums /= np.linalg.norm(sums, axis=-1, keepdims=True)
+    if normalise:
+        sums /= np.linalg.norm(sums, axis=-1, keepdims=True)
     rows, columns = patch.h // cell, patch.w // cell
-    tokens: list[list[float]] = []
-    for t, i, j in np.ndindex(frames // patch.t, height // patch.h, width // patch.w):
+    taken = patch.t if frames == "all" else 1
+    tokens: list[list[Any]] = []
+    for t, i, j in np.ndindex(length // patch.t, height // patch.h, width // patch.w):
         tokens.append(
             [
-                sums[c, t * patch.t, i * rows + dy, j * columns + dx, b]
-                for c, b, dy, dx in np.ndindex(colours, bins, rows, columns)
+                sums[c, t * patch.t + u, i * rows + dy, j * columns + dx, b]
+                for u, c, b, dy, dx in np.ndindex(taken, colours, bins, rows, columns)
             ]
         )
     return np.array(tokens)
@@ -102,6 +116,56 @@ def test_against_loops(patch: tuple[int, int, int], bins: int, cell: int) -> Non
     np.testing.assert_allclose(found.numpy(), expected, atol=TOLERANCE)
 
 
+VARIANTS: dict[str, tuple[dict[str, Any], int]] = {  # options, width
+    "grey": ({"colour": "grey"}, 36),
+    "one bin": ({"bins": 1, "normalise": False}, 12),
+    "12 bins": ({"bins": 12}, 144),
+    "cells of 4": ({"cell": 4}, 432),
+    "cells of 16": ({"cell": 16}, 27),
+    "no normalisation": ({"normalise": False}, 108),
+    "all frames": ({"frames": "all"}, 216),
+    "all together": (
+        {"colour": "grey", "frames": "all", "normalise": False, "bins": 6, "cell": 4},
+        192,
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_paper_against_loops(variant: str) -> None:
+    options, width = VARIANTS[variant]
+    clip = torch.rand(3, 4, 16, 32)
+    target = Hog(Patch(2, 16, 16), **options)
+    found, expected = target(clip[None])[0], loops(clip, target.patch, **options)
+    assert found.shape == expected.shape == (4, width) and target.width == width
+    np.testing.assert_allclose(found.numpy(), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("variant", [{}, VARIANTS["all together"][0]], ids=["published", "other"])
+def test_compiled_it_is_one_graph_and_the_same(variant: dict[str, Any]) -> None:
+    """There the sums are taken bin by bin, as on a GPU."""
+    target = Hog(Patch(2, 16, 16), **variant)
+    compiled = torch.compile(target, fullgraph=True, backend="eager")
+    for clip in (torch.rand(2, 3, 4, 32, 16), torch.full((2, 3, 4, 32, 16), 0.3)):
+        torch.testing.assert_close(compiled(clip), target(clip), rtol=1e-6, atol=1e-6)
+
+
+def test_how_many_frames_are_taken_at_once_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = torch.rand(2, 3, 6, 16, 16)
+    target = Hog(Patch(1, 16, 16))
+    together = target(clip)
+    for pixels in (1, 4 * 3 * 16 * 16):  # one frame; four and the two that are left
+        monkeypatch.setattr(Hog, "AT_ONCE", pixels)
+        assert torch.equal(target(clip), together)
+
+
+def test_a_pixel_that_is_no_number_is_seen_in_its_cell() -> None:
+    clip = torch.rand(1, 1, 1, 16, 16)
+    clip[..., 3, 3] = torch.nan
+    empty = Hog(Patch(1, 8, 8), 1)(clip).isnan().any(-1)
+    assert empty.tolist() == [[True, False, False, False]]
+
+
 def test_asked_tokens_are_those_of_all() -> None:
     clip = torch.rand(2, 3, 4, 32, 32)
     target = Hog(Patch(2, 8, 8))
@@ -152,3 +216,16 @@ def test_tokens_that_are_not_of_whole_cells(patch: tuple[int, int, int]) -> None
 def test_the_cells_that_would_fit_are_named(cell: int) -> None:
     with pytest.raises(TubeletError, match=r"or cells of 1, 2, 7, 14 pixels\."):
         Hog(Patch(2, 14, 14), cell=cell)
+
+
+@pytest.mark.parametrize("bins", [0, -9])
+def test_without_bins_there_is_no_histogram(bins: int) -> None:
+    with pytest.raises(
+        TubeletError, match=rf"at least 1 bin .*, got bins={bins}: choose 1 or more"
+    ):
+        Hog(Patch(2, 16, 16), bins=bins)
+
+
+def test_there_is_no_luma_of_one_channel() -> None:
+    with pytest.raises(TubeletError, match=r"of 3 colours .* have 1: choose colour=\"rgb\""):
+        Hog(Patch(2, 16, 16), 1, colour="grey")
