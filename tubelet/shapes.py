@@ -82,14 +82,6 @@ class ClipSpec:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     in_chans: int = 3  # 3: RGB; 1: grey
 
-    def __post_init__(self) -> None:
-        if self.short_side is not None and self.short_side < max(self.size):
-            raise TubeletError(
-                f"short_side is {self.short_side} pixels, from which no crop of "
-                f"{'x'.join(map(str, self.size))} (size) can be cut: expected {max(self.size)} or "
-                "more, or None, which takes the smallest that covers the crop."
-            )
-
 
 @dataclass
 class Sample:

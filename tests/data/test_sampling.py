@@ -265,6 +265,12 @@ def test_windows_are_made_one_by_one() -> None:
         (ClipSpec(sampling_rate=-1), 9, 30.0, r"sampling_rate must be above 0 \(got -1\)"),
         (SECONDS, 9, 0.0, r"needs a frame rate above 0, and the video's is 0\.0"),
         (SECONDS, 9, float("nan"), "needs a frame rate above 0"),
+        (
+            ClipSpec(size=(32, 48), short_side=47),
+            9,
+            30.0,
+            r"short_side must be at least 48 for crops of 32x48, or None \(got 47\)",
+        ),
         (DENSE_FPS, 9, 0.0, 'sampling="dense_fps" needs a frame rate above 0'),
         (replace(DENSE_FPS, target_fps=0.0), 9, 30.0, r"target_fps must be above 0 \(got 0\.0\)"),
     ],
