@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.backbones import layers as parts
-from tubelet.backbones.positions import PositionKind, PositionMode, Positions
+from tubelet.backbones.positions import PositionKind, PositionMode, positions_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid, Tokens, gather
 
@@ -52,7 +52,7 @@ class Joint(nn.Module):
         self.overlap = overlap
         self.project = nn.Linear(dim, shape.width, bias=project_bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
-        self.positions = Positions(position, shape.width, trained, positions)
+        self.positions = positions_of(position, shape.width, trained, positions)
         self.blocks = parts.blocks(
             shape.width, shape.depth, shape.heads, drop_path=drop_path, salt=SALT
         )
@@ -111,10 +111,33 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tokens, asked: Tensor, seeds: Tensor | None = None) -> Tensor:
         """tokens x [B,N,D], asked int64 [B,M] -> [B,M,P]."""
-        if tokens.x.shape[1] != tokens.grid.size:
-            raise TubeletError(
-                f"The Mlp decoder predicts from the token at each asked position, and the backbone "
-                f"returned {tokens.x.shape[1]} of {tokens.grid.size}. Show it the whole clip "
-                "(mask_type 'none'), or use the Joint decoder."
-            )
-        return self.fc2(torch.nn.functional.gelu(self.fc1(gather(tokens.x, asked))))
+        return self.fc2(torch.nn.functional.gelu(self.fc1(at_asked(tokens, asked))))
+
+
+class Linear(nn.Module):
+    """LayerNorm and a linear layer on the token at each asked position (arXiv 2112.09133, 3).
+
+    Needs a backbone that returns all N tokens: one that replaces hidden tokens, or sees all.
+    """
+
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=parts.NORM_EPS)
+        self.head = nn.Linear(dim, out)
+        self.head.apply(parts.init_normal)
+
+    def forward(self, tokens: Tokens, asked: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """tokens x [B,N,D], asked int64 [B,M] -> [B,M,P]."""
+        return self.head(self.norm(at_asked(tokens, asked)))
+
+
+def at_asked(tokens: Tokens, asked: Tensor) -> Tensor:
+    """tokens x [B,N,D], asked int64 [B,M] -> [B,M,D]; TubeletError where tokens are left out."""
+    if tokens.x.shape[1] != tokens.grid.size:
+        raise TubeletError(
+            "This decoder predicts from the token at each asked position, and the backbone returned "
+            f"{tokens.x.shape[1]} of {tokens.grid.size}. Let the backbone replace hidden tokens "
+            "(--encoder.hide replace), show it the whole clip (mask_type 'none'), or use the Joint "
+            "decoder."
+        )
+    return gather(tokens.x, asked)

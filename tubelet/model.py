@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.backbones import layers as parts
-from tubelet.backbones.vit import ViT, per_mask
+from tubelet.backbones.backbone import Backbone, per_mask
 from tubelet.errors import TubeletError
 from tubelet.masks import as_masks
 from tubelet.shapes import ClipSpec, Masks, Tokens
@@ -31,7 +31,7 @@ class Card:
 class VideoModel(nn.Module):
     """What every model with a backbone offers, under the names that timm's users know."""
 
-    backbone: ViT
+    backbone: Backbone
     card = Card()
 
     def forward_features(
@@ -54,7 +54,8 @@ class VideoModel(nn.Module):
     ) -> list[Tensor]:
         """clip -> a list of [B,t,h,w,D] (or [B,N,D] for "NLC"), one per block asked for.
 
-        `indices`: block numbers, an int for the last so many, None for all.
+        `indices`: block numbers, an int for the last so many, None for all. In a multiscale
+        encoder the blocks of each stage have their own grid and width.
         """
         depth = len(self.backbone.blocks)
         if isinstance(indices, int):
@@ -65,7 +66,8 @@ class VideoModel(nn.Module):
         tokens = self._encode(clip, None, layout, layers=wanted, norm=norm)
         if output_fmt == "NLC":
             return list(tokens.layers)
-        return [x.unflatten(1, tuple(tokens.grid)) for x in tokens.layers]
+        shaped = zip(tokens.layers, tokens.layer_grids, strict=True)
+        return [x.unflatten(1, tuple(grid)) for x, grid in shaped]
 
     def _encode(
         self,
@@ -143,7 +145,7 @@ class Branch(nn.Module):
 class MaskedModel(VideoModel):
     """Encode what is visible once; for each branch decode, compare, weigh."""
 
-    def __init__(self, backbone: ViT, branches: Iterable[Branch]):
+    def __init__(self, backbone: Backbone, branches: Iterable[Branch]):
         super().__init__()
         self.backbone = backbone
         self.branches = nn.ModuleDict({branch.name: branch for branch in branches})
@@ -180,7 +182,7 @@ class MaskedModel(VideoModel):
     def predict(self, clip: Tensor, masks: Masks, seeds: Tensor | None = None) -> dict[str, Tensor]:
         """clip -> what each branch predicts at the asked positions: {name: [B*k,M,P]}."""
         tokens = self.backbone(clip, masks, seeds=seeds)
-        seeds = None if seeds is None else per_mask(seeds, masks.keep.shape[1])
+        seeds = None if seeds is None else per_mask(seeds, masks.asked.shape[1])
         asked = masks.asked.flatten(0, 1)
         return {name: branch.decoder(tokens, asked, seeds) for name, branch in self._branches()}
 
@@ -201,7 +203,7 @@ class Classifier(VideoModel):
 
     def __init__(
         self,
-        backbone: ViT,
+        backbone: Backbone,
         num_classes: int,
         *,
         head_dropout: float = 0.0,
@@ -209,7 +211,9 @@ class Classifier(VideoModel):
     ):
         super().__init__()
         if not isinstance(backbone.norm, nn.Identity):
-            raise TubeletError("Classifier normalises after pooling: build ViT(final_norm=False).")
+            raise TubeletError(
+                "Classifier normalises after pooling: build the encoder with final_norm=False."
+            )
         self.backbone = backbone
         self.fc_norm = nn.LayerNorm(backbone.dim, eps=parts.NORM_EPS)
         self.head_dropout = parts.Dropout(head_dropout, self.HEAD_SALT)

@@ -102,8 +102,8 @@ class Masks:
     """k masks for each of B clips, as indices of static size: no boolean select in any model."""
 
     hidden: Tensor  # bool [B,k,N]; True = hidden from the encoder
-    keep: Tensor  # int64 [B,k,K], ascending: what the encoder sees
-    asked: Tensor  # int64 [B,k,M], ascending: what the decoder is asked for
+    keep: Tensor  # int64 [B,k,K], ascending: the tokens that a dropping encoder takes
+    asked: Tensor  # int64 [B,k,M]: what the decoder is asked for, ascending up to its padding
     weight: Tensor  # float32 [B,k,M]; 0 for padding
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Masks:
@@ -122,6 +122,7 @@ class Tokens:
     prefix: Tensor  # [B,R,D]: class tokens; R may be 0
     grid: Grid
     layers: tuple[Tensor, ...] = ()  # [B,L,D] each: the blocks asked for by `layers=`
+    layer_grids: tuple[Grid, ...] = ()  # of these; an MViT's inner blocks have finer ones
 
 
 @dataclass

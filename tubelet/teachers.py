@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tubelet import zoo
+from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.positions import PositionKind, PositionMode
 from tubelet.backbones.vit import ViT
 from tubelet.errors import TubeletError
@@ -57,14 +58,17 @@ def load_teacher(
             "model, or ./mine.py:function."
         )
     if _is_published(path):
-        vit = published_encoder(path, **told)
+        encoder: Backbone = published_encoder(path, **told)
     else:
         _untold(source, told)
         if path.is_dir() and huggingface.is_folder(path):
             return huggingface.load_folder(path)
-        vit, _ = zoo.encoder_of(path)
-    vit.positions.mode = positions or vit.positions.mode
-    return teacher_of(vit, name=str(source))
+        encoder, _ = zoo.encoder_of(path)
+    if isinstance(encoder, ViT):
+        encoder.positions.mode = positions or encoder.positions.mode
+    elif positions is not None:
+        _untold(source, {"positions": positions})
+    return teacher_of(encoder, name=str(source))
 
 
 def _untold(source: str | Path, told: Mapping[str, Any]) -> None:
@@ -84,22 +88,22 @@ def published_encoder(path: Path, **told: Any) -> ViT:
     return vit
 
 
-def teacher_of(vit: ViT, *, name: str = "") -> Teacher:
+def teacher_of(encoder: Backbone, *, name: str = "") -> Teacher:
     """An encoder of ours as a teacher: of single frames if it is one of images, else of clips."""
     return Teacher(
-        vit,
-        width=vit.dim,
-        patch=vit.patch,
-        sees="frames" if vit.trained[0] == 1 else "clip",
+        encoder,
+        width=encoder.dim,
+        patch=encoder.patch,
+        sees="frames" if encoder.trained[0] == 1 else "clip",
         read=_block,
-        mean=(0.0,) * vit.in_chans,  # it normalises by itself
-        std=(1.0,) * vit.in_chans,
+        mean=(0.0,) * encoder.in_chans,  # it normalises by itself
+        std=(1.0,) * encoder.in_chans,
         name=name,
     )
 
 
-def _block(vit: ViT, x: Tensor, layer: int) -> Tensor:
-    return vit(x, layers=[layer], norm=False).layers[0]
+def _block(encoder: Backbone, x: Tensor, layer: int) -> Tensor:
+    return encoder(x, layers=[layer], norm=False).layers[0]
 
 
 def _is_published(path: Path) -> bool:
@@ -173,7 +177,7 @@ def connect(model: MaskedModel, teachers: Mapping[str, Teacher]) -> dict[str, tu
                 f"clips have {channels} (--in-chans): both must see the same pixels."
             )
         target.connect(teacher)
-        if not isinstance(teacher.module, ViT):
+        if not isinstance(teacher.module, Backbone):
             _try(target, teacher, channels)
         if target.view_size is not None:
             views[target.view] = target.view_size

@@ -8,9 +8,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-from tubelet.backbones.vit import ViT, ViTShape
+from tubelet.backbones import Encoder
+from tubelet.backbones.backbone import Backbone
 from tubelet.errors import TubeletError
-from tubelet.methods.run import Pretraining, changed, find, from_dict, named_runs, record, to_dict
+from tubelet.methods.run import (
+    Pretraining,
+    changed,
+    find,
+    from_dict,
+    named_runs,
+    record,
+    to_dict,
+    value_of,
+)
 from tubelet.model import Card, Classifier, MaskedModel, VideoModel
 from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
@@ -88,27 +98,41 @@ def load(path: str | Path) -> VideoModel:
         run = cast(Pretraining, from_dict(header["run"]))
         model: VideoModel = run.model()
     else:
-        model = Classifier(_vit(header["backbone"], final_norm=False), header["outputs"])
+        model = Classifier(_encoder(header["backbone"]), header["outputs"])
     checkpoint.apply_weights(model, checkpoint.load_weights(Path(path)), path)
     model.card = card
     return model.eval()
 
 
-def encoder_of(path: str | Path, *, drop_path: float = 0.0) -> tuple[ViT, Card]:
+def encoder_of(
+    path: str | Path,
+    *,
+    drop_path: float = 0.0,
+    shape: Encoder | None = None,
+    trained: tuple[int, int, int] | None = None,
+) -> tuple[Backbone, Card]:
     """A checkpoint -> its encoder for fine-tuning, and its card.
 
-    Left out, as published: decoders, heads, and the last LayerNorm of a pretrained encoder.
+    Left out, as published: decoders, heads, the mask token and the last LayerNorm of a
+    pretrained encoder.
+    `shape`, `trained`: make it with other pooling, or for other clips (frames, height, width);
+    learned relative positions are resized.
     """
     header = checkpoint.read_header(Path(path))
     card = card_of(header, path)
-    vit = _vit(header["backbone"], final_norm=False, drop_path=drop_path)
+    described = dict(header["backbone"])
+    if shape is not None:
+        described["shape"] = asdict(shape)
+    described["trained"] = trained or described["trained"]
+    encoder = _encoder(described, drop_path=drop_path)
     weights = {
         name.removeprefix("backbone."): value
         for name, value in checkpoint.load_weights(Path(path)).items()
-        if name.startswith("backbone.") and not name.startswith("backbone.norm.")
+        if name.startswith("backbone.")
+        and not name.startswith(("backbone.norm.", "backbone.mask_token"))
     }
-    checkpoint.apply_weights(vit, weights, path)
-    return vit, card
+    checkpoint.apply_weights(encoder, encoder.fitted(weights), path)
+    return encoder, card
 
 
 def describe(model: VideoModel, card: Card) -> dict[str, Any]:
@@ -144,23 +168,25 @@ def card_of(header: Mapping[str, Any], path: str | Path) -> Card:
     )
 
 
-def new_encoder(shape: ViTShape, clip: ClipSpec, *, drop_path: float = 0.0) -> ViT:
+def new_encoder(shape: Encoder, clip: ClipSpec, *, drop_path: float = 0.0) -> Backbone:
     """An encoder to be trained with labels from scratch, initialised as published for that."""
-    return ViT(
-        shape,
+    return shape.build(
         trained=(clip.num_frames, *clip.size),
         in_chans=clip.in_chans,
         drop_path=drop_path,
         final_norm=False,
         init="normal",
+        masked=False,
     )
 
 
-def _vit(described: Mapping[str, Any], *, final_norm: bool, drop_path: float = 0.0) -> ViT:
-    return ViT(
-        record(ViTShape, described["shape"]),
+def _encoder(described: Mapping[str, Any], *, drop_path: float = 0.0) -> Backbone:
+    """The encoder that a header describes, for whole clips and without a last norm."""
+    shape: Encoder = value_of(Encoder, described["shape"], "backbone")
+    return shape.build(
         trained=tuple(described["trained"]),
         in_chans=described["in_chans"],
         drop_path=drop_path,
-        final_norm=final_norm,
+        final_norm=False,
+        masked=False,
     )

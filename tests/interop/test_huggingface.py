@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
-from tubelet.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, ViTShape
+from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.interop.huggingface import from_huggingface, to_huggingface

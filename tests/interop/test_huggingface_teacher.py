@@ -12,7 +12,8 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tubelet.backbones.vit import IMAGENET_MEAN, IMAGENET_STD, ViT, ViTShape
+from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.errors import TubeletError
 from tubelet.interop.huggingface import from_huggingface
 from tubelet.interop.huggingface_teacher import huggingface_teacher

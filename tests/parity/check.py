@@ -6,7 +6,8 @@ outputs, losses, `grad.<published name>`), as described in tests/golden/README.m
 input or is compared; one without a counterpart is a failure. The error of a tensor is its largest
 absolute difference over the reference's largest absolute value. Position tables among the weights
 are fixed: they are named as not loaded, and one that is not equal to ours stops the check.
-Exit code 1 if any error is above the tolerance.
+Of histograms of gradients 0.1 % of the cells may
+differ, whose gradients lie on the edge of a bin. Exit code 1 if any error is above the tolerance.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tubelet.backbones.mvit import MViT, MViTShape
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint
-from tubelet.interop import mae, mvd, videomae
+from tubelet.interop import mae, maskfeat, mvd, videomae
 from tubelet.interop.names import Table, renamed
 from tubelet.losses import mse
 from tubelet.masks import pack
 from tubelet.methods.mae import ImageMAE
+from tubelet.methods.maskfeat import MaskFeat
 from tubelet.methods.mvd import MVD, Distilled
 from tubelet.model import Branch, Classifier, MaskedModel
 from tubelet.shapes import ClipSpec
@@ -188,8 +191,65 @@ def image_mae_pretrain(given: Given) -> dict[str, Tensor]:
     }
 
 
+def mvit_of(config: dict[str, Any]) -> MViTShape:
+    """A stage begins where the width grows or the queries are pooled."""
+    pooled = {block for block, *stride in config["pool_q_stride"] if max(stride) > 1}
+    grows = {block: int(factor) for block, factor in config["dim_mul"]}
+    heads = {block: int(factor) for block, factor in config["head_mul"]}
+    starts = sorted({0} | pooled | set(grows))
+    widths, counts = [config["embed_dim"]], [config["num_heads"]]
+    for block in starts[1:]:
+        widths.append(widths[-1] * grows.get(block, 1))
+        counts.append(counts[-1] * heads.get(block, 1))
+    ends = [*starts[1:], config["depth"]]
+    return MViTShape(
+        depths=tuple(end - start for start, end in zip(starts, ends, strict=True)),
+        widths=tuple(widths),
+        heads=tuple(counts),
+        pool_kv=config["pool_kv_stride_adaptive"][1],
+        mlp_ratio=config["mlp_ratio"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def maskfeat_pretrain(given: Given) -> dict[str, Tensor]:
+    config, io = given.config, given.io
+    model = MaskFeat(clip=clips_of(config), encoder=mvit_of(config)).model()
+    ours = maskfeat.from_published(given.weights, maskfeat.PRETRAIN)
+    apply_weights(model, ours, "the case")
+    hidden = io["mask"].bool()
+    for axis, size in enumerate(model.backbone.grid):
+        hidden = hidden.repeat_interleave(size // hidden.shape[axis + 1], axis + 1)
+    clip, masks = unit_range(io["clip"], config), pack(hidden.flatten(1)[:, None], replace=True)
+    total, weight = model(clip, masks)["loss"]
+    loss = total / weight
+    loss.backward()
+    counts = masks.weight[:, 0] > 0  # theirs are gathered over the batch, without padding
+    target: Any = model.branches["hog"].target
+    return {
+        "pred": model.predict(clip, masks)["hog"][counts],
+        "hog_map": target.histograms(clip),
+        "target": target(clip, masks.asked.flatten(1))[counts],
+        "loss": loss.reshape(1),
+        **gradients(model, lambda grads: maskfeat.names_back(grads, maskfeat.PRETRAIN)),
+    }
+
+
+def mvit_classifier(given: Given) -> dict[str, Tensor]:
+    config = given.config
+    frames, side = config["num_frames"], config["img_size"]
+    backbone = MViT(mvit_of(config), trained=(frames, side, side), final_norm=False, masked=False)
+    model = Classifier(backbone, config["num_classes"]).eval()
+    ours = maskfeat.from_published(given.weights, maskfeat.CLASSIFIER)
+    apply_weights(model, ours, "the case")
+    return {"logits": model(unit_range(given.io["clip"], config))}
+
+
 def classifier(given: Given) -> dict[str, Tensor]:
     config = given.config
+    if "dim_mul" in config:
+        return mvit_classifier(given)
     model = Classifier(vit(config, final_norm=False), config["num_classes"]).eval()
     apply_weights(model, renamed(given.weights, videomae.CLASSIFIER), "the case")
     clip = unit_range(given.io["clip"], config)
@@ -204,10 +264,12 @@ def classifier(given: Given) -> dict[str, Tensor]:
 
 
 INPUTS = {"clip", "image", "mask"}
+HISTOGRAMS = ("hog_map", "target")
 CASES: dict[str, Case] = {
     "videomae": videomae_pretrain,
     "mvd": mvd_pretrain,
     "image_mae": image_mae_pretrain,
+    "maskfeat": maskfeat_pretrain,
     "classifier": classifier,
 }
 
@@ -227,8 +289,18 @@ def compare(folder: Path) -> dict[str, float]:
             errors[name] = float("inf")
             continue
         scale = io[name].double().abs().max().clamp_min(1e-30)
-        errors[name] = float((mine.detach().double() - io[name].double()).abs().max() / scale)
+        error = (mine.detach().double() - io[name].double()).abs() / scale
+        if config["method"] == "maskfeat" and name in HISTOGRAMS:
+            error = _apart_from_edges(error, name)
+        errors[name] = float(error.max())
     return errors
+
+
+def _apart_from_edges(error: Tensor, name: str) -> Tensor:
+    """The errors of cells, less the 0.1 % that a gradient on the edge of a bin may change."""
+    bins = 3 if name == "hog_map" else error.dim() - 1
+    cells = error.amax(bins).flatten().sort().values
+    return cells[: len(cells) - int(len(cells) / 1000)]
 
 
 def main() -> int:

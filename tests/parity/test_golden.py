@@ -19,10 +19,10 @@ def run(*args: object) -> subprocess.CompletedProcess[str]:
 
 def test_every_case_is_within_the_tolerance() -> None:
     cases = sorted(path.parent for path in GOLDEN.glob("*/config.json"))
-    assert len(cases) >= 5
+    assert len(cases) >= 7
     done = run(*cases)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("ok  ") >= 34
+    assert done.stdout.count("ok  ") >= 44
 
 
 @pytest.mark.parametrize(

@@ -109,13 +109,13 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
 
-    def __init__(self, dim: int, hidden: int):
+    def __init__(self, dim: int, hidden: int, out: int | None = None):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim if out is None else out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,L,D] -> [B,L,D]."""
+        """[B,L,D] -> [B,L,D], or of width `out`."""
         return self.fc2(F.gelu(self.fc1(x)))
 
 

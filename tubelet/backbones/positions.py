@@ -1,4 +1,4 @@
-"""Fixed position tables over a token grid, and their resizing."""
+"""Position tables over a token grid, fixed or learned, and their resizing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid
 
-PositionKind = Literal["sinusoid_1d", "sincos_2d", "sincos_3d"]
+PositionKind = Literal["sinusoid_1d", "sincos_2d", "sincos_3d", "learned"]
 PositionMode = Literal["interpolate", "rebuild"]
 
 log = logging.getLogger("tubelet")
@@ -95,22 +95,72 @@ class Positions(nn.Module):
         self.register_buffer("table", TABLES[kind](trained, dim), persistent=False)
         self.told: set[Grid] = set()
 
+    def prefix(self) -> float:
+        """Of class tokens: fixed tables have no positions for them."""
+        return 0.0
+
     def forward(self, grid: Grid) -> Tensor:
         """-> [N,D] for this grid."""
         if grid == self.trained:
             return self.table
-        if not torch.compiler.is_compiling() and grid not in self.told:
-            self.told.add(grid)
-            log.info(
-                "positions: %s from the trained grid %s to %s (positions=%r)",
-                "resized" if self.mode == "interpolate" else "rebuilt",
-                "x".join(map(str, self.trained)),
-                "x".join(map(str, grid)),
-                self.mode,
-            )
+        _tell(self, grid)
         if self.mode == "interpolate":
             return resize_table(self.table, self.trained, grid)
         return TABLES[self.kind](grid, self.dim).to(self.table)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, trained={tuple(self.trained)}, mode={self.mode!r}"
+
+
+class Learned(nn.Module):
+    """A learned table (arXiv 2010.11929), also for class tokens; resized for another grid."""
+
+    mode: PositionMode = "interpolate"
+
+    def __init__(self, dim: int, trained: Grid, prefix: int):
+        super().__init__()
+        self.trained = trained
+        self.first = prefix  # rows in front: positions of class tokens
+        self.table = nn.Parameter(torch.empty(prefix + trained.size, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+        self.told: set[Grid] = set()
+
+    def prefix(self) -> Tensor:
+        """-> [R,D]: of class tokens."""
+        return self.table[: self.first]
+
+    def forward(self, grid: Grid) -> Tensor:
+        """-> [N,D] for this grid."""
+        table = self.table[self.first :]
+        if grid == self.trained:
+            return table
+        _tell(self, grid)
+        return resize_table(table, self.trained, grid)
+
+    def extra_repr(self) -> str:
+        return f"learned, trained={tuple(self.trained)}"
+
+
+def positions_of(
+    kind: PositionKind, dim: int, trained: Grid, mode: PositionMode, *, prefix: int = 0
+) -> Positions | Learned:
+    """The positions of a network; `prefix`: class tokens in front."""
+    if kind != "learned":
+        return Positions(kind, dim, trained, mode)
+    if mode != "interpolate":
+        raise TubeletError("Learned positions cannot be rebuilt: leave positions at 'interpolate'.")
+    return Learned(dim, trained, prefix)
+
+
+def _tell(positions: Positions | Learned, grid: Grid) -> None:
+    """Says once for each grid that the table is made for another."""
+    if torch.compiler.is_compiling() or grid in positions.told:
+        return
+    positions.told.add(grid)
+    log.info(
+        "positions: %s from the trained grid %s to %s (positions=%r)",
+        "resized" if positions.mode == "interpolate" else "rebuilt",
+        "x".join(map(str, positions.trained)),
+        "x".join(map(str, grid)),
+        positions.mode,
+    )

@@ -1,4 +1,4 @@
-"""The plain vision transformer: the encoder of VideoMAE, VideoMAE V2, MVD, and of image MAE.
+"""The plain vision transformer: of VideoMAE, VideoMAE V2, MVD, image MAE, and MaskFeat on images.
 
 An image is a clip of one frame, with tubelets of one frame.
 """
@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.backbones import layers as parts
-from tubelet.backbones.positions import PositionKind, PositionMode, Positions
+from tubelet.backbones.backbone import Backbone, depths_of, masks_a_clip, per_mask
+from tubelet.backbones.positions import PositionKind, PositionMode, positions_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid, Masks, Patch, Tokens, gather, patchify
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,17 @@ class ViTShape:
     positions: PositionMode = "interpolate"  # at another size than the trained one
     mean: tuple[float, ...] = ()  # of each channel in [0,1]; (): ImageNet's
     std: tuple[float, ...] = ()
-    class_token: bool = False  # a learned token in front, without a position (image MAE)
+    class_token: bool = False  # a learned token in front; without a position unless learned
+    hide: Literal["drop", "replace"] = "drop"  # what becomes of hidden tokens (MaskFeat: replace)
+
+    TIED: ClassVar[tuple[str, ...]] = (
+        "width",
+        "depth",
+        "heads",
+        "mlp_ratio",
+        "patch",
+        "tubelet_size",
+    )  # what its weights depend on
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -44,6 +52,28 @@ class ViTShape:
                 f"width {self.width} does not divide into {self.heads} heads: choose heads among "
                 f"{[n for n in range(1, 33) if self.width % n == 0]}."
             )
+
+    @property
+    def dim(self) -> int:
+        """D of its tokens."""
+        return self.width
+
+    @property
+    def token(self) -> Patch:
+        """The pixels behind one token."""
+        return Patch(self.tubelet_size, self.patch, self.patch)
+
+    def grid_for(self, frames: int, height: int, width: int) -> Grid:
+        """The token grid of a clip of this size; an error where the patch does not divide it."""
+        return self.token.grid_for(frames, height, width)
+
+    def build(self, **options: Any) -> ViT:
+        """The encoder of this shape; `options` are those of `ViT`."""
+        return ViT(self, **options)
+
+    def finetuned(self) -> ViTShape:
+        """The shape that learns from labels after a pretraining with this one: the same."""
+        return self
 
 
 # arXiv 2203.12602, appendix; head dimension 64, in H 80.
@@ -67,18 +97,15 @@ class PatchEmbed(nn.Module):
         return F.linear(patches.flatten(2), self.proj.weight.flatten(1), self.proj.bias)
 
 
-class ViT(nn.Module):
-    """Pre-norm ViT on tubelets; hidden tokens are dropped before the first block (MAE family).
+class ViT(Backbone):
+    """Pre-norm ViT on tubelets.
 
-    `trained`: (frames, height, width) of the clips its positions were made for. It takes any
-    other size that its patch divides (see `Positions`). `in_chans` other than 1 and 3 needs `mean`
-    and `std` of that length in the shape. `final_norm=False` leaves the last LayerNorm out
-    (fine-tuning: the classifier has one after pooling). `init`: "xavier" as published for
-    pretraining, "normal" as for fine-tuning.
+    Hidden tokens are dropped before the first block (MAE family), or replaced by a learned token
+    after the patch embedding (arXiv 2112.09133, section 3). It takes any size that its patch
+    divides (see `Positions`). `final_norm=False` leaves the last LayerNorm out (fine-tuning: the
+    classifier has one after pooling). `init`: "xavier" as published for pretraining, "normal" as
+    for fine-tuning.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -89,32 +116,36 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         final_norm: bool = True,
         init: Literal["xavier", "normal"] = "xavier",
+        masked: bool = True,
     ):
-        super().__init__()
-        self.shape = shape
-        self.patch = Patch(shape.tubelet_size, shape.patch, shape.patch)
-        self.trained = trained
-        self.grid: Grid = self.patch.grid_for(*trained)
-        self.dim = shape.width
-        self.in_chans = in_chans
-        self.grad_checkpointing = False
-        mean, std = _statistics(in_chans, shape.mean, shape.std)
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
+        super().__init__(
+            shape,
+            patch=shape.token,
+            dim=shape.width,
+            trained=trained,
+            in_chans=in_chans,
+            hide=shape.hide,
+            masked=masked,
+        )
         self.patch_embed = PatchEmbed(self.patch, in_chans, self.dim)
         self.class_token: nn.Parameter | None = None
         if shape.class_token:
             self.class_token = nn.Parameter(torch.randn(1, 1, self.dim) * 0.02)
-        self.positions = Positions(shape.position, self.dim, self.grid, shape.positions)
-        self.blocks = parts.blocks(self.dim, shape.depth, shape.heads, shape.mlp_ratio, drop_path)
-        self.norm: nn.Module = (
-            nn.LayerNorm(self.dim, eps=parts.NORM_EPS) if final_norm else nn.Identity()
+        self.positions = positions_of(
+            shape.position, self.dim, self.grid, shape.positions, prefix=self.prefix
         )
+        self.blocks = parts.blocks(self.dim, shape.depth, shape.heads, shape.mlp_ratio, drop_path)
+        self.norm = nn.LayerNorm(self.dim, eps=parts.NORM_EPS) if final_norm else nn.Identity()
         self.apply(parts.init_xavier if init == "xavier" else parts.init_normal)
+
+    @property
+    def prefix(self) -> int:
+        """R, tokens in front that are no part of the clip."""
+        return 0 if self.class_token is None else 1
 
     def grid_for(self, frames: int, height: int, width: int) -> Grid:
         """The token grid of a clip of this size; an error where the patch does not divide it."""
-        return self.patch.grid_for(frames, height, width)
+        return self.shape.grid_for(frames, height, width)
 
     def forward(
         self,
@@ -125,105 +156,43 @@ class ViT(nn.Module):
         norm: bool = True,
         seeds: Tensor | None = None,
     ) -> Tokens:
-        """clip float [B,C,T,H,W] in [0,1] -> Tokens with x [B*k,K,D] (all N tokens without masks).
-
-        `layers`: numbers of blocks (0 the first; negative from the end) whose outputs are
-        returned in `Tokens.layers`, normed if `norm`; no block beyond the deepest runs.
-        `seeds` int64 [B] drive drop path in training.
-        """
-        self._check(clip)
+        """See `Backbone.forward`."""
+        self.check(clip)
         grid = self.grid_for(*clip.shape[2:])
-        patches = patchify(clip, self.patch)
-        k = 1 if masks is None else masks.keep.shape[1]
-        if masks is None:
-            at = torch.arange(grid.size, device=clip.device).expand(len(clip), -1)
-        else:
-            at = masks.keep.flatten(1)
-            patches = gather(patches, at)
-        x = self.patch_embed((patches - self.mean) / self.std)
+        k = masks_a_clip(masks)
+        x, at = self._embed(clip, grid, masks)
         x = (x + self.positions(grid)[at]).reshape(len(clip) * k, -1, self.dim)
-        prefix = 0 if self.class_token is None else 1
         if self.class_token is not None:
-            x = torch.cat([self.class_token.to(x.dtype).expand(len(x), -1, -1), x], 1)
-        outputs, kept = [], _depths(layers, len(self.blocks))
+            first = (self.class_token + self.positions.prefix()).to(x.dtype)
+            x = torch.cat([first.expand(len(x), -1, -1), x], 1)
+        outputs, kept = [], depths_of(layers, len(self.blocks))
         seeds = None if seeds is None else per_mask(seeds, k)
         for i, block in enumerate(self.blocks[: max(kept, default=len(self.blocks) - 1) + 1]):
             x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
             if i in kept:
-                outputs.append((self.norm(x) if norm else x)[:, prefix:])
+                outputs.append((self.norm(x) if norm else x)[:, self.prefix :])
         by_depth = dict(zip(sorted(set(kept)), outputs, strict=True))
         x = self.norm(x) if norm else x
         return Tokens(
-            x=x[:, prefix:],
+            x=x[:, self.prefix :],
             at=at.reshape(len(x), -1),
-            prefix=x[:, :prefix],
+            prefix=x[:, : self.prefix],
             grid=grid,
             layers=tuple(by_depth[i] for i in kept),
+            layer_grids=(grid,) * len(kept),
         )
 
-    def _check(self, clip: Tensor) -> None:
-        if clip.dim() != 5 or clip.shape[1] != self.in_chans:
-            raise TubeletError(
-                f"Expected a clip [B,C,T,H,W] with C = {self.in_chans}, got {list(clip.shape)}. "
-                'A clip [B,T,C,H,W] is taken with layout="BTCHW".'
-            )
-        if not clip.is_floating_point():
-            raise TubeletError(
-                f"Expected a float clip in [0,1], got {clip.dtype}: divide uint8 pixels by 255."
-            )
-
-    @property
-    def num_layers(self) -> int:
-        """Steps of layer decay: the patch embedding, each block, and what follows."""
-        return len(self.blocks) + 2
-
-    def layer_of(self, name: str) -> int:
-        """Parameter name -> its layer for layer decay (0: patch embedding)."""
-        if name.startswith(("patch_embed.", "class_token")):
-            return 0
-        if name.startswith("blocks."):
-            return int(name.split(".")[1]) + 1
-        return len(self.blocks) + 1
+    def _embed(self, clip: Tensor, grid: Grid, masks: Masks | None) -> tuple[Tensor, Tensor]:
+        """-> embedded patches, and where they are: [B,k*K,D] and [B,k*K], or [B*k,N,D] and [B*k,N]."""
+        patches = patchify(clip, self.patch)
+        if masks is not None and self.hide == "drop":
+            at = masks.keep.flatten(1)
+            return self.patch_embed((gather(patches, at) - self.mean) / self.std), at
+        x = self.patch_embed((patches - self.mean) / self.std)
+        if masks is not None:
+            x = self.replaced(x, masks.hidden)
+        return x, torch.arange(grid.size, device=clip.device).expand(len(x), -1)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters without weight decay beyond biases and norms: the class token."""
-        return set() if self.class_token is None else {"class_token"}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass: less memory, about a third more time."""
-        self.grad_checkpointing = enable
-
-
-def per_mask(seeds: Tensor, k: int) -> Tensor:
-    """int64 [B] -> [B*k]: a seed for each mask of each sample; the first keeps the sample's."""
-    if k == 1:
-        return seeds
-    return torch.stack([seeds, *(parts.hashed(seeds, i) for i in range(1, k))], 1).flatten()
-
-
-def _depths(layers: Sequence[int] | None, depth: int) -> list[int]:
-    wrong = [i for i in layers or () if not -depth <= i < depth]
-    if wrong:
-        raise TubeletError(
-            f"layers {wrong} do not exist: this network has blocks 0 to {depth - 1}."
-        )
-    return [i % depth for i in layers or ()]
-
-
-def _statistics(
-    in_chans: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel; ImageNet's for RGB, their average for grey."""
-    if not mean or not std:
-        if in_chans == 3:
-            mean, std = IMAGENET_MEAN, IMAGENET_STD
-        elif in_chans == 1:
-            mean, std = (sum(IMAGENET_MEAN) / 3,), (sum(IMAGENET_STD) / 3,)
-        else:
-            raise TubeletError(
-                f"in_chans={in_chans} has no usual statistics: give ViTShape(mean=..., std=...), one "
-                "value a channel."
-            )
-    if len(mean) != in_chans or len(std) != in_chans:
-        raise TubeletError(f"mean {mean} and std {std} must have {in_chans} values (in_chans).")
-    return mean, std
+        """The class token, as image MAE; none where hidden tokens are replaced, as MaskFeat."""
+        return {"class_token"} if self.class_token is not None and self.hide == "drop" else set()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from tubelet.backbones.vit import BASE, ViT, ViTShape
+from tubelet.backbones.backbone import Backbone
+from tubelet.backbones.vit import BASE
 from tubelet.data import transforms
 from tubelet.data.mix import Mixing
 from tubelet.data.transforms import Augment
-from tubelet.methods.run import Flat, Run
+from tubelet.methods.run import AnyEncoder, Flat, Run
 from tubelet.model import Classifier
 from tubelet.train.config import TrainConfig
 
@@ -40,7 +41,7 @@ class Finetune(Run):
     """Column of the label in a csv or jsonl, where it is not called label."""
     augment: Augment = transforms.FINETUNE
     train: Annotated[TrainConfig, Flat] = TRAIN
-    encoder: ViTShape = BASE
+    encoder: AnyEncoder = BASE
     """Size of the encoder; `weights` must be of the same."""
     drop_path: float = 0.1
     head_dropout: float = 0.0
@@ -50,7 +51,7 @@ class Finetune(Run):
     """Temporal views in the final test (K400 5, SSv2 2)."""
     test_num_crop: int = 3
 
-    def model(self, backbone: ViT, outputs: int) -> Classifier:
+    def model(self, backbone: Backbone, outputs: int) -> Classifier:
         """The classifier on this encoder, at its published initialisation."""
         return Classifier(
             backbone, outputs, head_dropout=self.head_dropout, init_scale=self.init_scale

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from tubelet import masks
-from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViTShape
+from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
 from tubelet.data.transforms import Augment
-from tubelet.decoders import DecoderShape, Joint
+from tubelet.decoders import DecoderShape
 from tubelet.losses import mse
 from tubelet.methods.run import Flat, Pretraining, changed
 from tubelet.model import Branch, MaskedModel
@@ -50,6 +50,7 @@ class ImageMAE(Pretraining):
     def model(self) -> MaskedModel:
         """Encoder, pixel target and decoder."""
         backbone = self.backbone()
+        assert isinstance(backbone, ViT)
         # Published: the patch embedding is initialised as the matrix that it is.
         nn.init.xavier_uniform_(backbone.patch_embed.proj.weight.data.flatten(1))
         target = Pixels(
@@ -60,17 +61,7 @@ class ImageMAE(Pretraining):
             mean=backbone.mean.flatten().tolist(),
             std=backbone.std.flatten().tolist(),
         )
-        decoder = Joint(
-            backbone.dim,
-            target.width,
-            self.decoder,
-            trained=backbone.grid,
-            position=self.encoder.position,
-            positions=self.encoder.positions,
-            project_bias=True,
-            drop_path=self.drop_path,
-            overlap="own",
-        )
+        decoder = self.joint(target.width, self.decoder, project_bias=True, overlap="own")
         return MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])
 
 

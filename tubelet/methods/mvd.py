@@ -17,12 +17,13 @@ import tyro
 from torch import Tensor
 
 from tubelet import losses, masks
+from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.positions import PositionKind, PositionMode
-from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
+from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViTShape
 from tubelet.decoders import DecoderShape, Joint, Mlp
 from tubelet.errors import TubeletError
 from tubelet.methods import videomae
-from tubelet.methods.run import Pretraining, changed
+from tubelet.methods.run import AnyEncoder, Pretraining, changed
 from tubelet.model import Branch, MaskedModel
 from tubelet.shapes import Grid
 from tubelet.targets.ema import Bootstrap
@@ -86,7 +87,7 @@ class MVD(Pretraining):
     """Of a branch that predicts normalised pixels, beside the teachers; 0: none."""
     hog_weight: float = 0.0
     """Of a branch that predicts histograms of gradients (arXiv 2112.09133); 0: none."""
-    encoder: ViTShape = replace(BASE, position="sincos_3d")
+    encoder: AnyEncoder = replace(BASE, position="sincos_3d")
     decoder: DecoderShape = DecoderShape(width=768, depth=2, heads=12)
     """Of each branch."""
     mask_type: Literal["tube", "random", "frame", "none"] = "tube"
@@ -185,7 +186,7 @@ class MVD(Pretraining):
                 branches.append(Branch(name, decoder, target, losses.mse, weight))
         return MaskedModel(backbone, branches)
 
-    def _distil(self, backbone: ViT, name: str, one: Distilled) -> Branch:
+    def _distil(self, backbone: Backbone, name: str, one: Distilled) -> Branch:
         if name in self.teachers():
             target = Features(
                 one.width or backbone.dim,
@@ -208,20 +209,11 @@ class MVD(Pretraining):
         loss = getattr(losses, one.loss)
         return Branch(name, self._decoder(backbone, target.width), target, loss, one.weight)
 
-    def _decoder(self, backbone: ViT, out: int) -> Joint | Mlp:
+    def _decoder(self, backbone: Backbone, out: int) -> Joint | Mlp:
         if self.mask_type == "none":
             return Mlp(backbone.dim, out, self.decoder.width)
-        return Joint(
-            backbone.dim,
-            out,
-            self.decoder,
-            trained=backbone.grid,
-            position=self.encoder.position,
-            positions=self.encoder.positions,
-            project_bias=True,
-            drop_path=self.drop_path,
-            overlap="own" if self.predict == "all" else "query",
-        )
+        overlap = "own" if self.predict == "all" else "query"
+        return self.joint(out, self.decoder, project_bias=True, overlap=overlap)
 
 
 def student(shape: ViTShape) -> ViTShape:

@@ -28,18 +28,22 @@ import tyro
 from torch import Tensor
 
 from tubelet import masks
-from tubelet.backbones.vit import BASE, ViT, ViTShape
+from tubelet.backbones import Encoder
+from tubelet.backbones.backbone import Backbone
+from tubelet.backbones.vit import BASE, ViTShape
 from tubelet.data import transforms
 from tubelet.data.sampling import rng_for
 from tubelet.data.transforms import Augment
+from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
 from tubelet.model import MaskedModel
-from tubelet.shapes import ClipSpec, Grid, Masks, Patch
+from tubelet.shapes import ClipSpec, Grid, Masks
 from tubelet.train.config import TrainConfig
 
 R = TypeVar("R", bound="Run")
 Record = TypeVar("Record")
 Flat = tyro.conf.arg(name="")  # flags without the field's name in front
+AnyEncoder = Annotated[Encoder, tyro.conf.AvoidSubcommands]  # flags of the kind that a run has
 
 
 @dataclass(frozen=True)
@@ -66,28 +70,44 @@ class Run:
 class Pretraining(Run, ABC):
     """A run that hides tokens and predicts a target: what every method adds to."""
 
-    encoder: ViTShape = BASE
+    encoder: AnyEncoder = BASE
     drop_path: float = 0.0
+    mask_ratio: float = 0.9
     masks_per_clip: int = 1
     """Masks drawn for each clip: one decode and one target serve them all (arXiv 2212.07525, 3.2)."""
 
     @property
-    def patch(self) -> Patch:
-        return Patch(self.encoder.tubelet_size, self.encoder.patch, self.encoder.patch)
-
-    @property
     def grid(self) -> Grid:
-        """The token grid of this run's clips."""
-        return self.patch.grid_for(self.clip.num_frames, *self.clip.size)
+        """The token grid of this run's clips; a size of which tokens would be cut is an error."""
+        return self.encoder.token.grid_for(self.clip.num_frames, *self.clip.size)
 
-    def backbone(self) -> ViT:
-        """The encoder, new."""
-        return ViT(
-            self.encoder,
+    def backbone(self, **options: Any) -> Backbone:
+        """The encoder, new; `options` (final_norm, init) are those of its class."""
+        return self.encoder.build(
             trained=(self.clip.num_frames, *self.clip.size),
             in_chans=self.clip.in_chans,
             drop_path=self.drop_path,
+            **options,
         )
+
+    def joint(self, out: int, shape: DecoderShape, **options: Any) -> Joint:
+        """A decoder of `out` values a token, with positions as the encoder has them.
+
+        An encoder without any has a decoder with a sinusoid for each axis.
+        """
+        encoder = self.encoder
+        if isinstance(encoder, ViTShape):
+            options |= {"position": encoder.position, "positions": encoder.positions}
+        else:
+            options |= {"position": "sincos_3d"}
+        return Joint(
+            encoder.dim, out, shape, trained=self.grid, drop_path=self.drop_path, **options
+        )
+
+    @property
+    def ragged(self) -> bool:
+        """Whether masks hide a varying number of tokens."""
+        return False
 
     @abstractmethod
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
@@ -127,7 +147,14 @@ class Pretraining(Run, ABC):
         """One sample's masks, bool [k,N]: what the loading workers call."""
         if self.masks_per_clip < 1:
             raise TubeletError(f"masks_per_clip is {self.masks_per_clip}: expected 1 or more.")
-        return torch.stack([self.mask(self.grid, rng) for _ in range(self.masks_per_clip)])
+        return torch.stack([self._one_mask(rng) for _ in range(self.masks_per_clip)])
+
+    def _one_mask(self, rng: np.random.Generator) -> Tensor:
+        """hidden bool [N]; of one number in all samples where the encoder drops what is hidden."""
+        hidden = self.mask(self.grid, rng)
+        if not self.ragged or self.encoder.hide == "replace":
+            return hidden
+        return masks.even(hidden, round(self.mask_ratio * self.grid.size), rng)
 
     @property
     def narrows(self) -> bool:
@@ -138,7 +165,9 @@ class Pretraining(Run, ABC):
 
     def pack(self, hidden: Tensor, asked: Tensor | None = None) -> Masks:
         """The masks of a batch, [B,k,N] each: what the collate calls."""
-        return masks.pack(hidden, asked, count_visible=self.count_visible)
+        return masks.pack(
+            hidden, asked, count_visible=self.count_visible, replace=self.encoder.hide == "replace"
+        )
 
     def draw_asked(self, rng: np.random.Generator, hidden: Tensor) -> Tensor:
         """hidden [k,N] -> asked [k,N]."""
@@ -192,20 +221,24 @@ def record(cls: type[Record], values: dict[str, Any], where: str = "") -> Record
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TubeletError(f"{where} has no field {name!r}.{hint} It has: {', '.join(names)}.")
     return cls(
-        **{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+        **{name: value_of(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     )
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
+def value_of(hint: Any, value: Any, where: str) -> Any:
     """A JSON value as the field's type: records and tuples are made again."""
     options = (
         typing.get_args(hint)
         if typing.get_origin(hint) in (typing.Union, types.UnionType)
         else (hint,)
     )
+    if isinstance(value, dict):
+        records = [option for option in options if dataclasses.is_dataclass(option)]
+        # Of several kinds (encoders), the one that has all these fields.
+        fit = [kind for kind in records if set(value) <= {f.name for f in fields(kind)}]
+        if records:
+            return record(typing.cast(type, [*fit, *records][0]), value, where)
     for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return record(typing.cast(type, option), value, where)
         if typing.get_origin(option) is tuple and isinstance(value, list):
             of = typing.get_args(option)[0]
             if dataclasses.is_dataclass(of):
@@ -263,7 +296,7 @@ def _module(name: str) -> types.ModuleType:
         ) from error
 
 
-METHODS = ("videomae", "mae", "mvd")
+METHODS = ("videomae", "mae", "mvd", "maskfeat")
 
 
 def named_runs() -> dict[str, Run]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from tubelet import masks
 from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL
 from tubelet.data import transforms
-from tubelet.decoders import DecoderShape, Joint
+from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.losses import mse
 from tubelet.methods.finetune import Finetune
@@ -63,15 +63,7 @@ class VideoMAE(Pretraining):
         """Encoder, pixel target and decoder."""
         backbone = self.backbone()
         target = Pixels(backbone.patch, self.clip.in_chans, normalise=self.normalise_target)
-        decoder = Joint(
-            backbone.dim,
-            target.width,
-            self.decoder,
-            trained=backbone.grid,
-            position=self.encoder.position,
-            positions=self.encoder.positions,
-            drop_path=self.drop_path,
-        )
+        decoder = self.joint(target.width, self.decoder)
         return MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tubelet.backbones.vit import ViT
+from tubelet.backbones.backbone import Backbone
 from tubelet.errors import TubeletError
 from tubelet.probes.attentive import AttentiveProbe
 from tubelet.probes.linear import LinearProbe
@@ -60,7 +60,7 @@ class Probed:
 
 @torch.no_grad()
 def frozen_features(
-    backbone: ViT,
+    backbone: Backbone,
     clips: Tensor,
     *,
     batch_size: int = 128,

@@ -11,7 +11,7 @@ from typing import Any
 from tubelet import zoo
 from tubelet.analysis import similarity as analysis
 from tubelet.analysis.similarity import Similarity, SimilarityConfig
-from tubelet.backbones.vit import ViT
+from tubelet.backbones.backbone import Backbone
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
 from tubelet.targets.features import Teacher
@@ -76,7 +76,7 @@ def _trained_on(model: Teacher) -> ClipSpec:
     """As its run says; of a network without a run only frames and size are known."""
     usual = ClipSpec()
     frames, *size = usual.num_frames, *usual.size
-    if isinstance(model.module, ViT):
+    if isinstance(model.module, Backbone):
         with contextlib.suppress(TubeletError):  # weights of others name no clip
             return zoo.card_of(checkpoint.read_header(model.name), model.name).clip
         frames, *size = model.module.trained

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from tubelet import zoo
-from tubelet.backbones.vit import ViT
+from tubelet.backbones.backbone import Backbone
+from tubelet.backbones.mvit import MViTShape
 from tubelet.data.lists import VideoList, read_list
 from tubelet.data.mix import Mixing
 from tubelet.errors import TubeletError
@@ -88,8 +89,9 @@ def finetune_from(weights: str | Path) -> Finetune:
     """The shared fine-tuning recipe, for the encoder and the clips of these weights."""
     if not weights:
         return Finetune()
-    vit, card = zoo.encoder_of(weights)
-    return Finetune(weights=os.fspath(weights), clip=card.clip, encoder=vit.shape)
+    encoder, card = zoo.encoder_of(weights)
+    shape = encoder.shape.finetuned()
+    return Finetune(weights=os.fspath(weights), clip=card.clip, encoder=shape)
 
 
 def _mixing(run: Finetune, derived: Derived) -> Mixing:
@@ -116,27 +118,35 @@ def _mixing(run: Finetune, derived: Derived) -> Mixing:
     return replace(mixing, mix_group=fits[-1])
 
 
-def _encoder(run: Finetune) -> ViT:
+def _encoder(run: Finetune) -> Backbone:
     """The encoder to fine-tune: that of the weights, or a new one."""
-    clip = run.clip
+    clip, wanted = run.clip, run.encoder
     if not run.weights:
-        return zoo.new_encoder(run.encoder, clip, drop_path=run.drop_path)
-    vit, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path)
+        return zoo.new_encoder(wanted, clip, drop_path=run.drop_path)
+    encoder, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path)
+    found, kind = encoder.shape, type(wanted)
     wrong = [
-        f"{name} {getattr(vit.shape, name)} (the run says {getattr(run.encoder, name)})"
-        for name in ("width", "depth", "heads", "mlp_ratio", "patch", "tubelet_size")
-        if getattr(vit.shape, name) != getattr(run.encoder, name)
+        f"{name} {getattr(found, name)} (the run says {getattr(wanted, name)})"
+        for name in kind.TIED
+        if isinstance(found, kind) and getattr(found, name) != getattr(wanted, name)
     ]
+    if not isinstance(found, kind):
+        wrong = [f"{type(found).__name__} (the run says {kind.__name__})"]
     if wrong:
         raise TubeletError(
             f"The encoder in {run.weights} is another one than the run's: {', '.join(wrong)}. Choose "
             "the recipe for its size, or leave out the recipe's name and the --encoder options: "
             "then the weights say it."
         )
-    if clip.in_chans != vit.in_chans:
+    if clip.in_chans != encoder.in_chans:
         raise TubeletError(
-            f"The encoder in {run.weights} takes {vit.in_chans} channels: pass --in-chans "
-            f"{vit.in_chans} instead of {clip.in_chans}."
+            f"The encoder in {run.weights} takes {encoder.in_chans} channels: pass --in-chans "
+            f"{encoder.in_chans} instead of {clip.in_chans}."
         )
-    vit.grid_for(clip.num_frames, *clip.size)
-    return vit
+    if isinstance(wanted, MViTShape):  # its pooling and its tables are those of the run's clips
+        size = (clip.num_frames, *clip.size)
+        encoder, _ = zoo.encoder_of(
+            run.weights, drop_path=run.drop_path, shape=wanted, trained=size
+        )
+    encoder.grid_for(clip.num_frames, *clip.size)
+    return encoder

@@ -1,0 +1,366 @@
+"""The multiscale transformer: its schedule, its attention against a slow formula, its masks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tubelet.backbones.backbone import Backbone
+from tubelet.backbones.mvit import (
+    MVIT_BASE,
+    MVIT_LARGE,
+    MVIT_SMALL,
+    MViT,
+    MViTShape,
+    PoolingAttention,
+    places_of,
+    relative,
+    resize_relative,
+    spread,
+)
+from tubelet.errors import TubeletError
+from tubelet.masks import pack
+from tubelet.methods.maskfeat import (
+    large_k400,
+    large_k400_finetune,
+    small_k400,
+    small_k400_finetune,
+)
+from tubelet.methods.mvd import MVD, Distilled
+from tubelet.methods.videomae import VideoMAE
+from tubelet.model import Classifier
+from tubelet.shapes import ClipSpec, Grid, Patch
+
+TINY = MViTShape((1, 2, 1), (8, 16, 32), (1, 2, 4), pool_kv=4)
+
+
+def tiny(**options: object) -> MViT:
+    torch.manual_seed(0)
+    shape = options.pop("shape", replace(TINY, pool_last=False))
+    assert isinstance(shape, MViTShape)
+    return MViT(shape, **{"trained": (4, 32, 32), **options}).eval()  # pyright: ignore[reportArgumentType]
+
+
+def clips(count: int = 2, frames: int = 4, side: int = 32) -> Tensor:
+    return torch.rand(count, 3, frames, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def hidden(backbone: Backbone, rows: int, k: int = 1) -> Tensor:
+    """Ragged masks, bool [rows,k,N]."""
+    draws = torch.rand(rows, k, backbone.grid.size, generator=torch.Generator().manual_seed(2))
+    return draws < 0.4
+
+
+# --- the schedule --------------------------------------------------------------------------------
+
+
+def test_the_small_schedule_is_the_published_one() -> None:
+    rows = replace(MVIT_SMALL, pool_last=False).rows
+    assert [row.width for row in rows] == [96, 192, 192, *[384] * 11, 768, 768]
+    assert [i for i, row in enumerate(rows) if row.width != row.out] == [0, 2, 13]
+    assert [row.heads for row in rows] == [1, 2, 2, *[4] * 11, 8, 8]
+    assert [i for i, row in enumerate(rows) if row.pool_q == 2] == [1, 3]
+    assert [row.pool_kv for row in rows] == [8, 4, 4, *[2] * 13]
+    rows = MVIT_SMALL.rows
+    assert [i for i, row in enumerate(rows) if row.pool_q == 2] == [1, 3, 14]
+    assert [row.pool_kv for row in rows] == [8, 4, 4, *[2] * 11, 1, 1]
+
+
+def test_the_large_schedule_is_the_published_one() -> None:
+    rows = MVIT_LARGE.rows
+    assert [row.width for row in rows] == [*[144] * 2, *[288] * 6, *[576] * 36, *[1152] * 4]
+    assert [i for i, row in enumerate(rows) if row.width != row.out] == [1, 7, 43]
+    assert [i for i, row in enumerate(rows) if row.pool_q == 2] == [2, 8, 44]
+    assert [row.pool_kv for row in rows] == [*[8] * 2, *[4] * 6, *[2] * 36, *[1] * 4]
+    assert {row.width // row.heads for row in rows} == {72}
+
+
+def test_in_the_supervised_models_attention_widens_where_a_stage_begins() -> None:
+    rows = replace(MVIT_SMALL, widen="attention").rows
+    assert [i for i, row in enumerate(rows) if row.width != row.out] == [1, 3, 14]
+    assert (rows[1].width, rows[1].out) == (96, 192)
+
+
+@pytest.mark.parametrize(
+    ("run", "count"),
+    [(small_k400, 36_253_356), (large_k400, 217_247_580)],
+    ids=["small", "large"],
+)
+def test_parameters_of_pretraining(run: object, count: int) -> None:
+    with torch.device("meta"):
+        model = run.model()  # pyright: ignore[reportAttributeAccessIssue]
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("run", "count"),
+    [(small_k400_finetune, 36_475_120), (large_k400_finetune, 217_578_064)],
+    ids=["small", "large"],
+)
+def test_parameters_of_fine_tuning(run: object, count: int) -> None:
+    with torch.device("meta"):
+        backbone = run.encoder.build(final_norm=False, masked=False)  # pyright: ignore[reportAttributeAccessIssue]
+        model = Classifier(backbone, 400)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize(("shape", "millions"), [(MVIT_SMALL, 34.5), (MVIT_BASE, 51.2)])
+def test_parameters_of_the_supervised_models(shape: MViTShape, millions: float) -> None:
+    """arXiv 2112.01526, Table 4; 400 classes."""
+    with torch.device("meta"):
+        backbone = MViT(replace(shape, widen="attention"), final_norm=False, masked=False)
+        model = Classifier(backbone, 400)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+# --- relative positions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (8, 2), (2, 8), (14, 7)])
+def test_relative_positions_follow_the_published_index(queries: int, keys: int) -> None:
+    table = torch.randn(2 * max(queries, keys) - 1, 3)
+    found = relative(table, queries, keys)
+    for i in range(queries):
+        for j in range(keys):
+            at = i * max(keys / queries, 1) - j * max(queries / keys, 1)
+            at += (keys - 1) * max(queries / keys, 1)
+            assert torch.equal(found[i, j], table[int(at)])
+
+
+def test_a_table_is_resized_linearly() -> None:
+    ramp = torch.arange(27.0)[:, None].repeat(1, 2)
+    found = resize_relative(ramp, 13)
+    # Half-pixel centres: 13 samples of 27/13 steps, the first in the middle of its step.
+    expected = (torch.arange(13) + 0.5) * 27 / 13 - 0.5
+    torch.testing.assert_close(found[:, 0], expected)
+    assert resize_relative(ramp, 27) is ramp
+
+
+def test_places_are_one_hot_on_each_axis() -> None:
+    grid = Grid(2, 3, 4)
+    found = places_of(grid, torch.device("cpu"), torch.float32)
+    assert found.shape == (1 + 24, 2 + 3 + 4)
+    assert not found[0].any()
+    t, h, w = 1, 2, 3
+    row = found[1 + (t * 3 + h) * 4 + w]
+    assert row.nonzero().flatten().tolist() == [t, 2 + h, 2 + 3 + w]
+
+
+@pytest.mark.parametrize(("pool", "pool_kv"), [(1, 2), (2, 2), (2, 1)])
+def test_attention_is_the_written_out_formula(pool: int, pool_kv: int) -> None:
+    """Logits with a bias for each pair (arXiv 2112.01526, eq. 4), softmax, residual pooling."""
+    torch.manual_seed(0)
+    grid = Grid(2, 4, 4)
+    row = tiny().shape.rows[0]._replace(width=16, heads=2, pool_q=pool, pool_kv=pool_kv)
+    attention = PoolingAttention(row, 16, grid).double()
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(2, 1 + grid.size, 16, dtype=torch.double)
+
+    q, k, v = attention.qkv(x).view(2, -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+
+    def pooled(name: str, x: Tensor, stride: int) -> Tensor:
+        conv, norm = (
+            attention.get_submodule(f"pool_{name}"),
+            attention.get_submodule(f"norm_{name}"),
+        )
+        heads = []
+        for head in range(2):
+            volume = x[:, head, 1:].transpose(1, 2).reshape(2, 8, *grid)
+            conv.stride = (1, stride, stride)  # pyright: ignore[reportAttributeAccessIssue]
+            heads.append(torch.cat([x[:, head, :1], conv(volume).flatten(2).transpose(1, 2)], 1))
+        return norm(torch.stack(heads, 1))
+
+    q, k, v = pooled("q", q, pool), pooled("k", k, pool_kv), pooled("v", v, pool_kv)
+    few, many = (Grid(2, 4 // s, 4 // s) for s in (pool, pool_kv))
+    logits = q @ k.transpose(-1, -2) / 8**0.5
+    tables = [
+        relative(attention.get_parameter(f"rel_pos_{a}"), m, n)
+        for a, m, n in zip("thw", few, many, strict=True)
+    ]
+    for i in range(few.size):
+        qi = (i // (few.h * few.w), i // few.w % few.h, i % few.w)
+        for j in range(many.size):
+            kj = (j // (many.h * many.w), j // many.w % many.h, j % many.w)
+            for table, a, b in zip(tables, qi, kj, strict=True):
+                logits[:, :, 1 + i, 1 + j] += q[:, :, 1 + i] @ table[a, b]
+    out = logits.softmax(-1) @ v
+    out[:, :, 1:] += q[:, :, 1:]
+    expected = attention.proj(out.transpose(1, 2).reshape(2, -1, 16))
+    torch.testing.assert_close(attention(x, grid), expected)
+
+
+# --- masks ---------------------------------------------------------------------------------------
+
+
+def test_a_mask_spreads_to_all_finer_tokens() -> None:
+    mask = torch.tensor([True, False, False, True]).view(1, 1, 4)
+    found = spread(mask, Grid(1, 2, 2), Grid(2, 4, 4)).view(2, 4, 4)
+    expected = torch.zeros(4, 4, dtype=torch.bool)
+    expected[:2, :2] = expected[2:, 2:] = True
+    assert torch.equal(found, expected.expand(2, 4, 4))
+
+
+def test_a_mask_needs_whole_tokens() -> None:
+    backbone = tiny()
+    masks = pack(torch.arange(50).expand(2, 1, 50) < 9, replace=True)
+    with pytest.raises(TubeletError, match=r"tubelets of 2x8x8.*Nearest that fits: 4x32x32"):
+        backbone(clips(side=36), masks)
+
+
+def test_what_is_hidden_beyond_the_reach_of_a_kernel_is_not_seen() -> None:
+    backbone = tiny()
+    grid = backbone.grid
+    assert (grid, backbone.patch) == (Grid(2, 4, 4), Patch(2, 8, 8))
+    mask = torch.zeros(1, 1, grid.size, dtype=torch.bool)
+    mask.view(*grid)[:, 1:3, 1:3] = True  # pixels 8 to 24, in all frames
+    clip, changed = clips(1), clips(1)
+    changed[..., 8:21, 8:21] = 0.0  # the kernel of the next token, at 24, begins at 21
+    masks = pack(mask, replace=True)
+    assert torch.equal(backbone(clip, masks).x, backbone(changed, masks).x)
+    changed[..., 23, 12] = 0.0  # beyond, it does see: patches overlap, as published
+    assert not torch.equal(backbone(clip, masks).x, backbone(changed, masks).x)
+    assert not torch.equal(backbone(clip).x, backbone(changed).x)
+
+
+def test_several_masks_a_clip_are_each_as_one_alone() -> None:
+    backbone = tiny()
+    both = hidden(backbone, 2, k=2)
+    together = backbone(clips(), pack(both, replace=True))
+    assert together.x.shape == (4, backbone.grid.size, 32)
+    for i in range(2):
+        alone = backbone(clips(), pack(both[:, i : i + 1], replace=True))
+        torch.testing.assert_close(together.x[i::2], alone.x)
+        torch.testing.assert_close(together.prefix[i::2], alone.prefix)
+    assert torch.equal(together.at, torch.arange(backbone.grid.size).expand(4, -1))
+
+
+def test_an_encoder_for_whole_clips_refuses_masks() -> None:
+    backbone = tiny(masked=False)
+    assert "mask_token" not in backbone.state_dict()
+    with pytest.raises(TubeletError, match="no token to put"):
+        backbone(clips(), pack(hidden(backbone, 2), replace=True))
+
+
+# --- the contract of a backbone ------------------------------------------------------------------
+
+
+def test_inner_blocks_have_their_own_grids() -> None:
+    backbone = tiny(shape=TINY)
+    tokens = backbone(clips(), layers=[0, 2, -1], norm=False)
+    assert tokens.layer_grids == (Grid(2, 8, 8), Grid(2, 4, 4), Grid(2, 2, 2))
+    assert [tuple(x.shape) for x in tokens.layers] == [(2, 128, 16), (2, 32, 32), (2, 8, 32)]
+    assert torch.equal(tokens.layers[-1], tokens.x)
+    model = Classifier(tiny(shape=TINY, final_norm=False), 3)
+    shapes = [tuple(x.shape) for x in model.forward_intermediates(clips(), 2)]
+    assert shapes == [(2, 2, 4, 4, 32), (2, 2, 2, 2, 32)]
+
+
+def test_sizes_that_tokens_do_not_divide_are_taken_without_masks() -> None:
+    backbone = tiny(shape=TINY)
+    assert MVIT_LARGE.grid_for(40, 312, 312) == Grid(20, 10, 10)
+    assert backbone(clips(frames=5, side=36)).x.shape == (2, backbone.grid_for(5, 36, 36).size, 32)
+
+
+@pytest.mark.parametrize("where", ["mlp", "attention"])
+def test_recomputed_blocks_give_the_same_gradients(where: str) -> None:
+    found = []
+    for recompute in (False, True):
+        backbone = tiny(shape=replace(TINY, widen=where), drop_path=0.5).train()
+        backbone.set_grad_checkpointing(recompute)
+        backbone(clips(), seeds=torch.tensor([3, 4])).x.square().sum().backward()
+        found.append([p.grad for p in backbone.parameters() if p.grad is not None])
+    assert len(found[0]) > 30
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_it_traces_to_one_graph() -> None:
+    backbone = tiny()
+    masks = pack(hidden(backbone, 2), replace=True)
+    expected = backbone(clips(), masks).x
+    torch._dynamo.reset()  # pyright: ignore[reportPrivateImportUsage]
+    compiled = torch.compile(backbone, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(clips(), masks).x, expected)
+
+
+def test_layers_of_the_decay() -> None:
+    backbone = tiny()
+    layers = {name: backbone.layer_of(name) for name, _ in backbone.named_parameters()}
+    assert {n for n, i in layers.items() if i == 0} == {
+        *("patch_embed.proj.weight", "patch_embed.proj.bias", "class_token", "mask_token")
+    }
+    assert layers["blocks.3.attn.rel_pos_t"] == 4
+    assert layers["norm.weight"] == backbone.num_layers - 1 == 5
+    assert backbone.no_weight_decay() == set()  # as published, tokens and positions are decayed
+
+
+def test_tables_are_resized_for_fine_tuning_only_where_pooling_differs() -> None:
+    pretrained, tuned = tiny(), tiny(shape=TINY, masked=False)
+    weights = {n: v for n, v in pretrained.state_dict().items() if n != "mask_token"}
+    fitted = tuned.fitted(weights)
+    changed = {n for n, v in weights.items() if fitted[n].shape != v.shape}
+    # Only the last stage begins with another pooling, and only its second block would be all coarse.
+    assert changed == set()
+    deeper = replace(TINY, depths=(1, 2, 2))
+    pretrained, tuned = (
+        tiny(shape=replace(deeper, pool_last=False)),
+        tiny(shape=deeper, masked=False),
+    )
+    weights = {n: v for n, v in pretrained.state_dict().items() if n != "mask_token"}
+    fitted = tuned.fitted(weights)
+    changed = {n for n, v in weights.items() if fitted[n].shape != v.shape}
+    assert changed == {"blocks.4.attn.rel_pos_h", "blocks.4.attn.rel_pos_w"}
+    tuned.load_state_dict(fitted)
+
+
+def test_grey_clips_take_the_first_channels_statistics() -> None:
+    backbone = tiny(in_chans=1)
+    assert backbone.mean.flatten().tolist() == pytest.approx([0.45])
+    assert backbone(clips()[:, :1]).x.shape[-1] == 32
+
+
+@pytest.mark.parametrize(
+    ("depths", "heads", "message"),
+    [
+        ((1, 2), (1, 2, 4), "a value for each stage"),
+        ((1, 2, 1), (1, 2, 3), "divides into its heads"),
+    ],
+)
+def test_stages_that_do_not_fit_are_errors(
+    depths: tuple[int, ...], heads: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(TubeletError, match=message):
+        MViTShape(depths, (8, 16, 32), heads)
+
+
+SPEC = ClipSpec(num_frames=4, size=(32, 32))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        VideoMAE(clip=SPEC, encoder=replace(TINY, pool_last=False), mask_ratio=0.5),
+        MVD(
+            clip=SPEC,
+            encoder=replace(TINY, pool_last=False),
+            mask_ratio=0.5,
+            image=Distilled(weight=0),
+            video=Distilled(weight=0),
+            pixel_weight=1.0,
+            hog_weight=1.0,
+        ),
+    ],
+    ids=["VideoMAE", "MVD"],
+)
+def test_other_methods_run_on_it(run: VideoMAE | MVD) -> None:
+    torch.manual_seed(0)
+    model = run.model()
+    masks = run.pack(torch.stack([run.draw_hidden(np.random.default_rng(0))] * 2))
+    total, weight = model(clips(), masks)["loss"]
+    (total / weight).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.backbone.blocks.parameters())
