@@ -12,13 +12,8 @@ from PIL import Image
 
 from tubelet import masks
 from tubelet.analysis import picture
-from tubelet.analysis.reconstruct import (
-    ReconstructConfig,
-    compose,
-    pixel_branch,
-    psnr,
-    reconstruct,
-)
+from tubelet.analysis.fill import compose, psnr
+from tubelet.analysis.reconstruct import ReconstructConfig, branch_of, reconstruct
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
@@ -41,6 +36,12 @@ def make_model(
     target = Pixels(vit.patch, spec.in_chans, normalise=normalise)
     decoder = Joint(32, target.width, DecoderShape(16, 1, 2), trained=vit.grid)
     return MaskedModel(vit, [Branch("pixels", decoder, target, mse)])
+
+
+def pixels_of(model: MaskedModel) -> Pixels:
+    target = branch_of(model).target
+    assert isinstance(target, Pixels)
+    return target
 
 
 def write(path: Path, pixels: np.ndarray) -> Path:
@@ -95,7 +96,7 @@ def test_the_oracle_does_look(tmp_path: Path, video: Path) -> None:
     model = make_model()
     honest = reconstruct(model, SPEC, video, tmp_path, HERE)
     oracle = reconstruct(model, SPEC, video, tmp_path, replace(HERE, oracle=True))
-    assert oracle.psnr > honest.psnr + 1
+    assert oracle.score > honest.score + 1
     assert not torch.equal(honest.filled, oracle.filled)
     assert honest.strip != oracle.strip
     assert "oracle" in oracle.strip.name
@@ -112,7 +113,7 @@ def test_the_oracle_does_look(tmp_path: Path, video: Path) -> None:
 
 def test_a_perfect_prediction_gives_the_clip_back(pixels: np.ndarray) -> None:
     model = make_model()
-    _, target = pixel_branch(model)
+    target = pixels_of(model)
     clip = torch.from_numpy(pixels[:8]).permute(3, 0, 1, 2)[None].float() / 255
     hidden = masks.random(Grid(4, 4, 6), np.random.default_rng(0), mask_ratio=0.5)
     chosen = masks.pack(hidden[None, None])
@@ -142,7 +143,7 @@ def test_standardised_targets_get_their_colours_back(pixels: np.ndarray, normali
 
 
 def test_colour_and_contrast_that_are_the_same_everywhere_are_found() -> None:
-    _, target = pixel_branch(make_model())
+    target = pixels_of(make_model())
     board = (torch.arange(32)[:, None] + torch.arange(48)).remainder(2).float()
     clip = torch.stack([0.2 + 0.3 * board, 0.9 - 0.1 * board, 0.5 * board])
     clip = clip[None, :, None].expand(1, 3, 8, 32, 48)
@@ -222,10 +223,10 @@ def test_what_cannot_be_is_said(tmp_path: Path, video: Path) -> None:
     raw = make_model(normalise=False)
     with pytest.raises(TubeletError, match="predicts raw pixels"):
         reconstruct(raw, SPEC, video, tmp_path, replace(HERE, oracle=True))
-    blind = make_model()
-    blind.branches["pixels"].target = torch.nn.Identity()  # pyright: ignore
-    with pytest.raises(TubeletError, match="predicts no pixels"):
-        reconstruct(blind, SPEC, video, tmp_path, HERE)
+    with pytest.raises(TubeletError, match=r"no branch 'hog' to look at\. It has: pixels\."):
+        reconstruct(raw, SPEC, video, tmp_path, replace(HERE, branch="hog"))
+    with pytest.raises(TubeletError, match="comes without one"):
+        reconstruct(raw, SPEC, video, tmp_path, replace(HERE, mask_type="run"))
     with pytest.raises(TubeletError, match=r"no\.mp4"):
         reconstruct(raw, SPEC, tmp_path / "no.mp4", tmp_path, HERE)
     (tmp_path / "file").write_text("")
@@ -234,7 +235,9 @@ def test_what_cannot_be_is_said(tmp_path: Path, video: Path) -> None:
 
 
 def test_a_model_that_was_shown_whole_clips_has_no_masks_to_draw() -> None:
-    assert run_masks(Card(run={"mask_type": "random", "mask_ratio": 0.5})).mask_type == "random"
+    config = run_masks(Card(run={"mask_type": "random", "mask_ratio": 0.5}))
+    assert (config.mask_type, config.mask_ratio) == ("run", 0.5)
+    assert run_masks(Card()) == ReconstructConfig()
     with pytest.raises(
         TubeletError, match=r"shown whole clips .*Expected one pretrained with masks"
     ):

@@ -23,41 +23,41 @@ class Sheet:
 
     rows: tuple[tuple[str, Tensor], ...]
     seconds: tuple[float, ...]  # [T]
-    title: str
+    title: str = ""
     note: str = ""
     figure: str = ""  # a number to read beside the picture
+    most: int = MOST  # pixels: what is higher is shown smaller
     warning: bool = False  # the note in alarm colour, and a red frame around the last row
 
 
 def strip(sheet: Sheet, columns: Sequence[int]) -> Image.Image:
-    """The sheet with one column for each of the frames `columns`."""
-    pictures = [[_image(clip, at) for at in columns] for _, clip in sheet.rows]
+    """The sheet with one column for each of the frames `columns`; text grows with large frames."""
+    pictures = [[_image(clip, at, sheet.most) for at in columns] for _, clip in sheet.rows]
     width, height = pictures[0][0].size
-    name, small = _font(15), _font(13)
-    left = MARGIN + max(_measure(label, name)[0] for label, _ in sheet.rows) + 16
-    body = left + len(columns) * (width + GAP) - GAP
+    scale = max(1.0, height / MOST)
+    margin, gap, row_gap = (round(n * scale) for n in (MARGIN, GAP, ROW_GAP))
+    name, small = _font(15 * scale), _font(13 * scale)
+    left = margin + max(_measure(label, name)[0] for label, _ in sheet.rows) + row_gap * 2
+    body = left + len(columns) * (width + gap) - gap
     text = [(sheet.title, 18), (sheet.note, 14), (sheet.figure, 14)]
-    needed = MARGIN + max(_measure(line, _font(size))[0] for line, size in text)
-    top = MARGIN + 62
-    page = Image.new(
-        "RGB",
-        (max(body, needed) + MARGIN, top + len(pictures) * (height + ROW_GAP) + 24 + MARGIN),
-        PAPER,
-    )
+    needed = margin + max(_measure(line, _font(size * scale))[0] for line, size in text)
+    top = margin + round(62 * scale)
+    bottom = top + len(pictures) * (height + row_gap)
+    size = (max(body, needed) + margin, bottom + round(24 * scale) + margin)
+    page = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(page)
-    _head(draw, sheet, body)
+    _head(draw, sheet, scale)
     for row, (label, _) in enumerate(sheet.rows):
-        y = top + row * (height + ROW_GAP)
+        y = top + row * (height + row_gap)
         last = sheet.warning and row == len(sheet.rows) - 1
-        at = (left - 16, y + height / 2)
+        at = (left - row_gap * 2, y + height / 2)
         draw.multiline_text(at, label, ALARM if last else INK, name, anchor="rm", align="right")
         for column, image in enumerate(pictures[row]):
-            page.paste(image, (left + column * (width + GAP), y))
+            page.paste(image, (left + column * (width + gap), y))
         if last:
             draw.rectangle((left - 3, y - 3, body + 2, y + height + 2), outline=ALARM, width=2)
-    y = top + len(pictures) * (height + ROW_GAP)
     for column, frame in enumerate(columns):
-        at = (left + column * (width + GAP) + width / 2, y)
+        at = (left + column * (width + gap) + width / 2, bottom)
         draw.text(at, f"{sheet.seconds[frame]:.2f} s", SOFT, small, anchor="ma")
     return page
 
@@ -77,7 +77,7 @@ def animate(sheet: Sheet, path: Path) -> None:
 
 
 def _beside(sheet: Sheet, at: int) -> Image.Image:
-    pictures = [_image(clip, at) for _, clip in sheet.rows]
+    pictures = [_image(clip, at, sheet.most) for _, clip in sheet.rows]
     width, height = pictures[0].size
     body = 2 * MARGIN + len(pictures) * (width + 2 * GAP) - 2 * GAP
     size = 13
@@ -98,14 +98,14 @@ def _beside(sheet: Sheet, at: int) -> Image.Image:
     return page
 
 
-def _head(draw: ImageDraw.ImageDraw, sheet: Sheet, right: int) -> None:
-    draw.text((MARGIN, MARGIN - 6), sheet.title, INK, _font(18))
+def _head(draw: ImageDraw.ImageDraw, sheet: Sheet, scale: float) -> None:
     note = ALARM if sheet.warning else SOFT
-    draw.text((MARGIN, MARGIN + 20), sheet.note, note, _font(14))
-    draw.text((MARGIN, MARGIN + 38), sheet.figure, SOFT, _font(14))
+    lines = [(sheet.title, 14, INK, 18), (sheet.note, 40, note, 14), (sheet.figure, 58, SOFT, 14)]
+    for text, y, colour, size in lines:
+        draw.text((MARGIN * scale, y * scale), text, colour, _font(size * scale))
 
 
-def _image(clip: Tensor, at: int) -> Image.Image:
+def _image(clip: Tensor, at: int, most: int) -> Image.Image:
     """Frame `at` of [C,T,H,W]; small ones enlarged by a whole factor, so that pixels stay pixels."""
     frame = clip[:3, at] if clip.shape[0] >= 3 else clip[:1, at].expand(3, -1, -1)
     array = (frame.permute(1, 2, 0).clamp(0, 1) * 255).round().byte().numpy()
@@ -114,12 +114,12 @@ def _image(clip: Tensor, at: int) -> Image.Image:
     if height < LEAST:
         factor = -(-LEAST // height)
         return image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-    if height > MOST:
-        return image.resize((round(width * MOST / height), MOST), Image.Resampling.LANCZOS)
+    if height > most:
+        return image.resize((round(width * most / height), most), Image.Resampling.LANCZOS)
     return image
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: float) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(
         str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size
     )

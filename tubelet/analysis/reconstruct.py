@@ -1,45 +1,43 @@
 """What a masked model sees and what it makes of the rest: a picture strip and an animation.
 
-A model that predicts *normalised* pixels says nothing about the colour and contrast of a hidden
-tubelet. Filling in the true ones, as the script published with arXiv 2203.12602 does, makes any
-model look good, a random one too. Here they are estimated from what is visible, unless `oracle`
-asks for the true ones, and then the picture says so.
+Each kind of target has a view of its own: pixels are put back into the clip, histograms of
+gradients become strokes, features become colours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import log10
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tubelet import masks as draws
-from tubelet.analysis import colours, picture
+from tubelet.analysis import picture, views
 from tubelet.analysis.clip import read_clip
 from tubelet.data.sampling import rng_for
 from tubelet.errors import TubeletError
 from tubelet.masks import pack
 from tubelet.model import Branch, MaskedModel
-from tubelet.shapes import ClipSpec, Grid, Masks, gather, patchify, unpatchify
+from tubelet.shapes import ClipSpec, Grid
+from tubelet.targets.hog import Hog
 from tubelet.targets.pixels import Pixels
 from tubelet.train.parallel import choose_device
 
 MaskFunction = Callable[[Grid, np.random.Generator], Tensor]
-GREY = 0.8  # what is painted over hidden tubelets in the "masked" row
 
 
 @dataclass(frozen=True)
 class ReconstructConfig:
     """Which clip of the video, how it is masked, and how the result is shown."""
 
-    mask_type: Literal["tube", "random", "frame"] = "tube"  # tube: the same cells in every frame
-    mask_ratio: float = 0.9  # share of the tubelets that is hidden
+    mask_type: Literal["run", "tube", "random", "frame"] = "tube"  # run: as the run drew them
+    mask_ratio: float = 0.9  # share of the tokens that is hidden
     seed: int = 0  # of the mask
+    branch: str = ""  # of a model that predicts several targets; default: pixels, or the first
     oracle: bool = False  # use the true colour and contrast of hidden tubelets, and say so
     start_seconds: float | None = None  # where the clip begins; None: the middle of the video
     columns: int = 8  # frames shown in the strip, at most
@@ -50,17 +48,24 @@ class ReconstructConfig:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Clips are float32 [C,T,H,W] in [0,1] on the CPU."""
+    """Clips are float32 [C,T,H,W] in [0,1] on the CPU.
+
+    `filled` and `true` are the target, with predictions where hidden and as it is: for pixels a
+    clip, for histograms [frames,C,bins,rows,columns], for features [N,P].
+    """
 
     strip: Path
     animation: Path | None
+    branch: str
     clip: Tensor
     masked: Tensor
-    filled: Tensor  # predictions where hidden, the input where visible
+    filled: Tensor
+    true: Tensor
     hidden: Tensor  # bool [N]
     grid: Grid
     seconds: tuple[float, ...]  # [T]: when each frame is shown in the video
-    psnr: float  # decibels, over the hidden tubelets
+    score: float  # of what is hidden: PSNR of pixels in decibels; of others the mean cosine
+    baseline: float | None  # the same of a guess without a model, where there is one
 
 
 def reconstruct(
@@ -75,106 +80,126 @@ def reconstruct(
 ) -> Reconstruction:
     """Hides part of a clip, lets the model predict it, and draws input, masked and prediction.
 
-    Writes `<video's name>.png` and `.gif` (with `-oracle` in the name where it is one) into `out`.
-    `mask`: a run's mask function; None draws by `mask_type` and `mask_ratio`. `name`: of the
-    checkpoint, for the picture.
+    Writes `<video's name>.png` and `.gif` into `out`, with the branch in the name where it is not
+    the default one, and `-oracle` where it is that. `mask`: a run's mask function; None draws by
+    `mask_type` and `mask_ratio`. `name`: of the checkpoint, for the picture.
 
     Raises:
-        TubeletError: the model predicts no pixels, the video or the moment cannot be read, or the
-            oracle is asked for where there is nothing to borrow.
+        TubeletError: the branch does not exist or cannot be drawn, the video or the moment cannot
+            be read, or the oracle is asked for where there is nothing to borrow.
     """
     config = config or ReconstructConfig()
-    branch, target = pixel_branch(model)
-    if config.oracle and not target.normalise:
+    branch = branch_of(model, config.branch)
+    _check_oracle(branch, config)
+    clip, seconds = read_clip(video, spec, config.start_seconds, config.decoder)
+    grid = model.backbone.grid_for(*clip.shape[1:])
+    hidden = (mask or _mask(config))(grid, rng_for(config.seed, 0, 0))
+    scene = _predict(model, branch, clip.float() / 255, hidden, choose_device(config.device))
+    view = _view(branch, scene, oracle=config.oracle)
+    masked = scene.clip.masked_fill(scene.where, views.GREY)
+    sheet = _sheet(view, (("input", scene.clip), ("masked", masked)), seconds)
+    sheet = replace(
+        sheet,
+        title=f"{Path(video).name}: {_share(hidden, grid)}",
+        note="  ·  ".join(part for part in (name, _predicts(model, branch), view.note) if part),
+        warning=config.oracle,
+    )
+    strip, animation = _write(sheet, Path(out), _stem(model, branch, Path(video), config), config)
+    return Reconstruction(
+        strip=strip,
+        animation=animation,
+        branch=branch.name,
+        clip=scene.clip,
+        masked=masked,
+        filled=view.filled,
+        true=view.true,
+        hidden=hidden,
+        grid=grid,
+        seconds=seconds,
+        score=view.score,
+        baseline=view.baseline,
+    )
+
+
+def branch_of(model: MaskedModel, name: str = "") -> Branch:
+    """The branch of that name; without one the first that predicts pixels, or else the first."""
+    branches = [branch for branch in model.branches.values() if isinstance(branch, Branch)]
+    if name:
+        branches = [branch for branch in branches if branch.name == name]
+    if not branches:
+        raise TubeletError(
+            f"This model has no branch {name!r} to look at. It has: "
+            f"{', '.join(model.branches) or 'none'}."
+        )
+    return next((b for b in branches if isinstance(b.target, Pixels)), branches[0])
+
+
+def _check_oracle(branch: Branch, config: ReconstructConfig) -> None:
+    if not config.oracle:
+        return
+    if not isinstance(branch.target, Pixels):
+        raise TubeletError(
+            "oracle borrows the true colour and contrast of hidden tubelets, and the branch "
+            f"{branch.name!r} predicts no pixels: leave it out."
+        )
+    if not branch.target.normalise:
         raise TubeletError(
             "oracle borrows the true colour and contrast of hidden tubelets, but this model "
             "predicts raw pixels and needs none: leave it out."
         )
-    clip, seconds = read_clip(video, spec, config.start_seconds, config.decoder)
-    grid = model.backbone.grid_for(*clip.shape[1:])
-    hidden = (mask or _mask(config))(grid, rng_for(config.seed, 0, 0))
-    device = choose_device(config.device)
-    pixels = clip[None].to(device).float() / 255
-    chosen = pack(hidden[None, None]).to(device)
-    cubes = _predict(model.to(device), branch.name, target, pixels, chosen)
-    filled = compose(target, pixels, chosen, cubes, oracle=config.oracle)[0].cpu()
-    flat = compose(target, pixels, chosen, torch.zeros_like(cubes))[0].cpu()
-    pixels = pixels[0].cpu()
-    where = unpatchify(hidden.view(1, -1, 1, 1, 1, 1).expand(1, -1, 1, *target.patch), grid)[0]
-    masked = pixels.masked_fill(where, GREY)
-    quality = psnr(filled, pixels, where)
-    note = _note(target, config.oracle)
-    figure = f"PSNR of hidden pixels: {quality:.1f} dB"
-    if target.normalise and not config.oracle:
-        figure += f"  (of the colours around them alone: {psnr(flat, pixels, where):.1f} dB)"
-    sheet = picture.Sheet(
-        rows=(("input", pixels), ("masked", masked), (_label(config.oracle), filled)),
-        seconds=seconds,
-        title=f"{Path(video).name}: {_share(hidden, grid)}",
-        note=f"{name}  ·  {note}" if name else note,
-        figure=figure,
-        warning=config.oracle,
-    )
-    strip, animation = _write(sheet, Path(video), Path(out), config)
-    return Reconstruction(strip, animation, pixels, masked, filled, hidden, grid, seconds, quality)
-
-
-def pixel_branch(model: MaskedModel) -> tuple[Branch, Pixels]:
-    """The branch of the model that predicts pixels."""
-    for branch in model.branches.values():
-        assert isinstance(branch, Branch)
-        if isinstance(branch.target, Pixels):
-            return branch, branch.target
-    targets = ", ".join(type(b.target).__name__ for b in model.branches.values())
-    raise TubeletError(
-        f"This model predicts no pixels (its targets: {targets or 'none'}), so there is nothing to "
-        "look at. Expected a model pretrained with a pixel target, such as VideoMAE's."
-    )
 
 
 @torch.no_grad()
-def _predict(model: MaskedModel, branch: str, target: Pixels, clip: Tensor, masks: Masks) -> Tensor:
-    """-> what the model predicts for the positions asked for: float32 [B,M,C,pt,ph,pw]."""
+def _predict(
+    model: MaskedModel, branch: Branch, clip: Tensor, hidden: Tensor, device: torch.device
+) -> views.Scene:
+    """clip float [C,T,H,W] in [0,1], hidden bool [N] -> what the branch makes of it."""
+    masks = pack(hidden[None, None], replace=model.backbone.hide == "replace")
     was_training = model.training
-    model.eval()
-    cubes = target.cubes(model.predict(clip, masks)[branch].float())
+    model.to(device).eval()
+    pixels = clip[None].to(device)
+    made = model.predict(pixels, masks.to(device))[branch.name][0].float().cpu()
+    target: Any = branch.target
+    true = target(pixels)[0].cpu()
     model.train(was_training)
-    return cubes
+    if not true.is_floating_point():
+        raise TubeletError(
+            f"The branch {branch.name!r} predicts ids, which are classes and have neither colours "
+            f"nor strokes. Choose another with --branch, of {', '.join(model.branches)}."
+        )
+    grid = model.backbone.grid_for(*clip.shape[1:])
+    return views.Scene(clip, masks, grid, model.backbone.patch, made, true)
 
 
-def compose(
-    target: Pixels, clip: Tensor, masks: Masks, cubes: Tensor, *, oracle: bool = False
-) -> Tensor:
-    """clip float [B,C,T,H,W] in [0,1], predictions [B,M,C,pt,ph,pw] -> the clip with these in it.
-
-    One mask for each clip. Without `oracle` the result does not depend on hidden pixels, bit for
-    bit: normalised predictions get their colour and contrast from visible tubelets (`colours`).
-    """
-    asked, keep = masks.asked[:, 0], masks.keep[:, 0]
-    grid = target.patch.grid_for(*clip.shape[2:])
-    patches = patchify(clip, target.patch)
-    if target.normalise:
-        seen = gather(patches, asked if oracle else keep).flatten(3)
-        mean, std = target.statistics(target.standardised(seen))
-        if not oracle:
-            weights = colours.nearness(grid, keep, asked)
-            mean, std = (torch.einsum("bmk,bkco->bmco", weights, x) for x in (mean, std))
-        cubes = cubes * std[..., None, None] + mean[..., None, None]
-    cubes = target.coloured(cubes.flatten(3)).view_as(cubes)
-    index = asked.view(*asked.shape, 1, 1, 1, 1).expand_as(cubes)
-    patches = patches.scatter(1, index, cubes)
-    if target.normalise and not oracle:
-        patches = colours.continued(patches, masks.hidden[:, 0], grid)
-    return unpatchify(patches, grid).clamp(0, 1)
+def _view(branch: Branch, scene: views.Scene, *, oracle: bool) -> views.View:
+    if isinstance(branch.target, Pixels):
+        return views.of_pixels(scene, branch.target, oracle=oracle)
+    if isinstance(branch.target, Hog):
+        return views.of_histograms(scene, branch.target)
+    return views.of_features(scene)
 
 
-def psnr(made: Tensor, true: Tensor, where: Tensor) -> float:
-    """Two clips [C,T,H,W] in [0,1], bool [1,T,H,W] -> decibels over the pixels `where`."""
-    error = float((made - true)[where.expand_as(true)].square().mean())
-    return 10 * log10(1 / error) if error > 0 else float("inf")
+def _sheet(
+    view: views.View, above: tuple[views.Row, ...], seconds: tuple[float, ...]
+) -> picture.Sheet:
+    """The rows of the view with those of the clip `above`: of each slot its first frame, if the
+    target has but one a slot."""
+    every = len(seconds) // view.rows[0][1].shape[1]
+    size = view.enlarged
+    rows = tuple(
+        (label, clip[:, ::every].repeat_interleave(size, 2).repeat_interleave(size, 3))
+        for label, clip in above
+    )
+    most = picture.MOST if size == 1 else rows[0][1].shape[2]
+    return picture.Sheet(rows + view.rows, seconds[::every], figure=view.figure, most=most)
 
 
 def _mask(config: ReconstructConfig) -> MaskFunction:
+    if config.mask_type == "run":
+        raise TubeletError(
+            "mask_type 'run' draws masks as the run of a model does, and this model comes without "
+            f"one: choose {', '.join(draws.DRAWS)}, or pass mask=."
+        )
     draw = draws.DRAWS[config.mask_type]
     return lambda grid, rng: draw(grid, rng, mask_ratio=config.mask_ratio)
 
@@ -184,22 +209,19 @@ def _share(hidden: Tensor, grid: Grid) -> str:
     return f"{share:.1%} of {'x'.join(map(str, grid))} tubelets hidden".replace(".0%", "%")
 
 
-def _label(oracle: bool) -> str:
-    return "ORACLE\nreconstruction" if oracle else "reconstruction"
+def _predicts(model: MaskedModel, branch: Branch) -> str:
+    """Which of several branches this is."""
+    return f"branch {branch.name}" if len(model.branches) > 1 else ""
 
 
-def _note(target: Pixels, oracle: bool) -> str:
-    if not target.normalise:
-        return "raw pixels, as predicted"
-    if oracle:
-        return "ORACLE: true colour and contrast of every hidden tubelet were given to it"
-    return "colour and contrast estimated from visible tubelets only"
+def _stem(model: MaskedModel, branch: Branch, video: Path, config: ReconstructConfig) -> str:
+    other = "" if branch is branch_of(model) else f"-{branch.name}"
+    return video.stem + other + ("-oracle" if config.oracle else "")
 
 
 def _write(
-    sheet: picture.Sheet, video: Path, out: Path, config: ReconstructConfig
+    sheet: picture.Sheet, out: Path, stem: str, config: ReconstructConfig
 ) -> tuple[Path, Path | None]:
-    stem = video.stem + ("-oracle" if config.oracle else "")
     strip, animation = out / f"{stem}.png", out / f"{stem}.gif"
     frames = len(sheet.seconds)
     shown = np.unique(np.linspace(0, frames - 1, min(frames, max(1, config.columns))).round())

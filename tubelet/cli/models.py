@@ -107,7 +107,7 @@ def reconstruct(args: list[str]) -> int:
             ("out", option(Path, "Folder for the pictures."), Path("reconstructions")),
         )
 
-    about = "Input, masked input, reconstruction; by default with the masks of the run."
+    about = "Input, masked input, and what is predicted; by default with the masks of the run."
     job = _as_the_run(args, "reconstruct", about, options, ReconstructConfig(), verbs.run_masks)
     stems = [Path(video).stem for video in job.videos]
     same = sorted({stem for stem in stems if stems.count(stem) > 1})

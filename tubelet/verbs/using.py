@@ -11,12 +11,15 @@ from tubelet.analysis import reconstruct as reconstruction
 from tubelet.analysis.reconstruct import ReconstructConfig, Reconstruction
 from tubelet.data.lists import Source, VideoList, read_list
 from tubelet.errors import TubeletError
-from tubelet.model import Card, Classifier, MaskedModel
+from tubelet.methods.run import Pretraining, changed, from_dict
+from tubelet.model import Branch, Card, Classifier, MaskedModel
+from tubelet.targets.features import Features
 from tubelet.tasks import evaluate as evaluation
 from tubelet.tasks import predict as prediction
 from tubelet.tasks.evaluate import EvaluateConfig
 from tubelet.tasks.predict import PredictConfig, Predictions
 from tubelet.tasks.report import Evaluation
+from tubelet.teachers import connect, load_teacher
 from tubelet.train import parallel
 from tubelet.verbs.begin import split_of, tell_notes
 
@@ -86,7 +89,23 @@ def reconstruct(
     model = masked_model(weights)
     name = name or ("" if isinstance(weights, MaskedModel) else Path(weights).name)
     config = config or run_masks(model.card)
-    return reconstruction.reconstruct(model, model.card.clip, video, out, config, name=name)
+    run = from_dict(model.card.run) if model.card.run else None
+    mask = None
+    if isinstance(run, Pretraining):
+        _connect(model, run, reconstruction.branch_of(model, config.branch))
+        if config.mask_type == "run":
+            mask = changed(run, mask_ratio=config.mask_ratio).mask
+    return reconstruction.reconstruct(
+        model, model.card.clip, video, out, config, mask=mask, name=name
+    )
+
+
+def _connect(model: MaskedModel, run: Pretraining, branch: Branch) -> None:
+    """Gives the branch the teacher that its run names, if it learns from one and has none."""
+    if isinstance(branch.target, Features) and branch.target.teacher is None:
+        options = run.teacher_options(branch.name)
+        source = run.teachers()[branch.name]
+        connect(model, {branch.name: load_teacher(source, **options)})
 
 
 def masked_model(weights: str | Path | MaskedModel) -> MaskedModel:
@@ -110,13 +129,14 @@ def test_views(card: Card) -> EvaluateConfig:
 
 def run_masks(card: Card) -> ReconstructConfig:
     """Masks as the pretraining run drew them."""
-    known = {name: card.run[name] for name in ("mask_type", "mask_ratio") if name in card.run}
-    if known.get("mask_type") == "none":
+    if card.run.get("mask_type") == "none":
         raise TubeletError(
             "This model was shown whole clips (mask_type 'none'), so it has not learned to fill in "
             "what is hidden. Expected one pretrained with masks, such as VideoMAE's."
         )
-    return ReconstructConfig(**known)
+    if "mask_ratio" not in card.run:
+        return ReconstructConfig()
+    return ReconstructConfig(mask_type="run", mask_ratio=card.run["mask_ratio"])
 
 
 def _classifier(weights: str | Path | Classifier) -> Classifier:
