@@ -30,7 +30,8 @@ SMALL = {
     "cache": [*TINY, *TINY_NET, *TINY_DECODER, *RATIO],
     "check": ["--num-frames", "4", "--sampling-rate", "2"],
 }
-OF_METHOD = {  # what a method's runs need to be made small, beside
+OF_METHOD = {  # what a method's runs (or photos) need to be made small, beside
+    "photos": ["--num-frames", "1"],
     "mae": ["--num-frames", "1", "--sampling-rate", "1"],
     "mvd": ["--image.width", "0", "--video.width", "0"],  # that of the small teachers
     "./three.py": ["--image.width", "0", "--video.width", "0"],
@@ -56,7 +57,7 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages take for granted: videos/, images/, labelled/, new_video.mp4, trained runs."""
+    """What the pages take for granted: videos/, images/, labelled/, photos/, new_video.mp4, runs."""
     for name in ("videos", "labelled"):
         shutil.copytree(world / name, tmp_path / name)
     for name in ("pre", "fine"):
@@ -65,6 +66,12 @@ def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     (tmp_path / "images").mkdir()
     for i in range(4):
         Image.new("RGB", (48, 40), (60 * i, 0, 0)).save(tmp_path / f"images/{i}.jpg")
+    for i, place in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        for j in range(2):
+            Image.new("RGB", (48, 40), (0, 60 * i, 99 * j)).save(
+                tmp_path / f"photos/{place}/{j}.jpg"
+            )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -13,6 +13,7 @@ import pytest
 from tubelet.data import sampling
 from tubelet.data.sampling import centre_frames, draw_frames, rng_for, sample_seed, window_frames
 from tubelet.errors import TubeletError
+from tubelet.methods.run import record
 from tubelet.shapes import ClipSpec
 
 DENSE = ClipSpec(num_frames=16, sampling="dense", sampling_rate=4)
@@ -252,6 +253,16 @@ def test_windows_are_made_one_by_one() -> None:
     windows = window_frames(DENSE, 10**12, 30.0)
     assert next(windows)[0] == 0
     assert next(windows)[0] == pytest.approx(64 / 30)
+
+
+# Descriptions
+
+
+def test_a_clip_described_before_it_had_all_fields_is_as_it_was() -> None:
+    before = {"num_frames": 8, "sampling": "dense", "sampling_rate": 2, "seconds": 2.0}
+    read = record(ClipSpec, {**before, "size": [32, 48], "in_chans": 1})
+    assert read == ClipSpec(8, sampling_rate=2, size=(32, 48), in_chans=1)
+    assert (read.short_side, read.interpolation) == (None, "bilinear")
 
 
 # Errors
