@@ -8,7 +8,7 @@ batch: here they are per 256 videos. Numbers in `published` are top-1 of the fin
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ import tyro
 from torch import Tensor, nn
 
 from tubelet import losses, masks
+from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MVIT_LARGE, MVIT_SMALL
 from tubelet.backbones.vit import BASE, LARGE, ViTShape
 from tubelet.data import transforms
@@ -113,27 +114,33 @@ class MaskFeat(Pretraining):
         """Encoder, target and decoder; a teacher is connected afterwards."""
         # Of encoder and linear decoder only one norms: published networks have it in the decoder.
         backbone = self.backbone(final_norm=self.decoder is not None, init="normal")
-        target, loss = self._target()
+        target, loss = self._target(backbone)
         width: Any = target.width
         decoder = (
             Linear(backbone.dim, width) if self.decoder is None else self.joint(width, self.decoder)
         )
         return MaskedModel(backbone, [Branch(self.target, decoder, target, loss)])
 
-    def _target(self) -> tuple[nn.Module, Loss]:
-        patch, channels = self.encoder.token, self.clip.in_chans
+    def _target(self, backbone: Backbone) -> tuple[nn.Module, Loss]:
+        patch, channels = backbone.patch, backbone.in_chans
         if self.target == "hog":
             return Hog(patch, channels, **asdict(self.hog)), losses.mse
         if self.target == "pixels":
-            return Pixels(
-                patch, channels, normalise=self.normalise_target, jointly=True
-            ), losses.mse
+            target = Pixels(
+                patch,
+                channels,
+                normalise=self.normalise_target,
+                jointly=True,
+                mean=backbone.mean.flatten().tolist(),
+                std=backbone.std.flatten().tolist(),
+            )
+            return target, losses.mse
         if not self.teacher_width:
             raise TubeletError(
                 f"The width of the target {self.target!r} is that of its teacher: give --teacher, or "
                 "--teacher-width to make the model without it."
             )
-        target = TaughtBy[self.target](self.teacher_width, patch=patch, grid=self.grid)
+        target = TaughtBy[self.target](self.teacher_width, patch=patch, grid=backbone.grid)
         # Features: the angle between vectors, as arXiv 2112.09133, section 3.
         return target, losses.cosine if self.target == "features" else losses.cross_entropy
 
@@ -155,8 +162,8 @@ large_k400 = changed(
     published="K400 84.3 (16x10x1)",
     source=CONFIG + "; it says 300 epochs, the published weights have 800",
 )
-large_k600 = changed(large_k400, epochs=300, published="K600 86.4 to 88.3 (paper)", source=OURS)
-large_k700 = changed(large_k600, published="K700 77.5 to 80.4 (paper)")
+large_k600 = changed(large_k400, epochs=300, published="K600 88.3 after fine-tuning on larger inputs (paper)", source=OURS)
+large_k700 = changed(large_k600, published="K700 80.4 after fine-tuning on larger inputs (paper)")
 
 base_in1k = changed(
     small_k400,
@@ -213,9 +220,9 @@ large_k400_finetune = changed(
     published="K400 84.3 (16x10x1), from large_k400",
 )
 large_k600_finetune = changed(
-    large_k400_finetune, published="K600 86.4 (paper), from large_k600", source=OURS
+    large_k400_finetune, published="not given for this input", source=OURS
 )
-large_k700_finetune = changed(large_k600_finetune, published="K700 77.5 (paper), from large_k700")
+large_k700_finetune = changed(large_k600_finetune)
 # Larger and longer inputs start from the model that was fine-tuned at 224 pixels.
 large_k400_312_finetune = changed(
     large_k400_finetune,
@@ -225,7 +232,7 @@ large_k400_312_finetune = changed(
     short_side=312,
     epochs=30,
     num_sample=1,
-    published="K400 86.3 (paper), from large_k400_finetune",
+    published="K400 86.7 at the larger inputs (paper)",
     source=OURS,
 )
 large_k400_352_finetune = changed(
@@ -233,7 +240,7 @@ large_k400_352_finetune = changed(
     size=(352, 352),
     num_frames=40,
     short_side=352,
-    published="K400 86.7 (paper), from large_k400_finetune",
+    published="K400 86.7 at the larger inputs (paper)",
 )
 
 base_in1k_finetune = changed(
