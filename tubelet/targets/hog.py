@@ -34,7 +34,9 @@ class Hog(nn.Module):
 
     EPS = 1e-12  # an empty histogram stays zero
     LUMA = (0.299, 0.587, 0.114)  # BT.601
-    AT_ONCE = 2**19  # pixels, so that what is made of them stays in a processor's cache
+    # Pixels, so that what is made of them stays in a processor's cache. Fewer would be a little faster
+    # on an idle machine, but where others use its cores too, each operation's threads wait for them.
+    AT_ONCE = 2**21
     view = "clip"
 
     def __init__(
@@ -95,22 +97,21 @@ class Hog(nn.Module):
         """
         frames = view[:, :, :: self.stride].transpose(1, 2)
         if view.device.type == "cpu" and not torch.compiler.is_compiling():
-            few = max(1, self.AT_ONCE // frames[0, 0].numel())
-            parts = [x for clip in frames for x in clip.split(few)]
+            parts = frames.split(max(1, self.AT_ONCE // frames[0].numel()))
             sums = torch.cat([self._scattered(self._planes(x)) for x in parts])
         else:
-            sums = self._bin_by_bin(self._planes(frames.flatten(0, 1)))
+            sums = self._bin_by_bin(self._planes(frames))
         if self.normalise:
             sums = F.normalize(sums, dim=-1, eps=self.EPS)
         return sums.unflatten(0, (*frames.shape[:2], -1)).movedim(-1, 3)
 
     def _planes(self, frames: Tensor) -> Tensor:
-        """[n,C,H,W] -> float32 [n * colours,H,W]."""
+        """[n,frames,C,H,W] -> float32 [n * frames * colours,H,W]."""
         x = frames.float()
         if self.colour == "grey":
-            red, green, blue = (x[:, i] * weight for i, weight in enumerate(self.LUMA))
-            return red + green + blue
-        return x.flatten(0, 1)
+            red, green, blue = (x[:, :, i] * weight for i, weight in enumerate(self.LUMA))
+            return (red + green + blue).flatten(0, 1)
+        return x.flatten(0, 2)
 
     def _scattered(self, planes: Tensor) -> Tensor:
         """[n,H,W] -> sums [n,H/cell,W/cell,bins].
