@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -124,13 +125,17 @@ def test_features_are_coloured_where_they_are_predicted() -> None:
     assert len(true[:, 0, ::16, ::16].flatten(1).unique(dim=1).T) > 3
 
 
-def make_model() -> MaskedModel:
+def make_model(patch: int = 16, hide: Literal["drop", "replace"] = "replace") -> MaskedModel:
     torch.manual_seed(1)
-    vit = ViT(NET, trained=(4, 32, 48))
-    targets = {"hog": Hog(PATCH), "pixels": Pixels(PATCH), "means": Means(), "ids": Ids()}
-    return MaskedModel(
-        vit, [Branch(name, Linear(32, y.width), y, mse) for name, y in targets.items()]
-    )
+    vit = ViT(replace(NET, patch=patch, hide=hide), trained=(4, 32, 48))
+    kinds = {"hog": Hog(vit.patch), "pixels": Pixels(vit.patch, normalise=False)}
+    targets = {**kinds, "means": Means(), "ids": Ids()}
+
+    def decoder(out: int) -> nn.Module:
+        joint = DecoderShape(16, 1, 2)
+        return Linear(32, out) if hide == "replace" else Joint(32, out, joint, trained=vit.grid)
+
+    return MaskedModel(vit, [Branch(name, decoder(y.width), y, mse) for name, y in targets.items()])
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +162,27 @@ def test_a_branch_is_chosen_by_name_and_pixels_are_the_default(tmp_path: Path, v
     assert reconstruct(both, SPEC, video, tmp_path, HERE).branch == "hog"
     with pytest.raises(TubeletError, match=r"no branch 'hogs'.*hog, pixels, means, ids"):
         reconstruct(model, SPEC, video, tmp_path, replace(HERE, branch="hogs"))
+
+
+@pytest.mark.parametrize("hide", ["replace", "drop"])
+def test_predictions_are_where_tokens_are_hidden_and_nowhere_else(
+    tmp_path: Path, video: Path, hide: Literal["drop", "replace"]
+) -> None:
+    """Masks for a backbone that replaces tokens are filled up with the first position."""
+    hidden = torch.zeros(48, dtype=torch.bool)
+    hidden[7:32] = True  # 25 of 48, which are packed as 27
+    model = make_model(8, hide)
+    told = {"mask": lambda *_: hidden}
+    pixels = reconstruct(model, SPEC, video, tmp_path, HERE, **told)
+    where = views.painted(hidden, pixels.grid, Patch(2, 8, 8))
+    assert torch.equal(pixels.filled[:, ~where], pixels.clip[:, ~where])
+    assert not torch.isclose(pixels.filled[:, where], pixels.clip[:, where]).all(0).any()
+    hog = reconstruct(model, SPEC, video, tmp_path, replace(HERE, branch="hog"), **told)
+    filled, true = (x.permute(0, 3, 4, 1, 2).reshape(48, 27) for x in (hog.filled, hog.true))
+    with torch.no_grad():
+        made = model.predict(hog.clip[None], masks.pack(hidden[None, None]))["hog"][0]
+    assert torch.equal(filled[~hidden], true[~hidden])
+    torch.testing.assert_close(filled[hidden], made)
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path, video: Path) -> None:

@@ -154,11 +154,13 @@ def _predict(
     model: MaskedModel, branch: Branch, clip: Tensor, hidden: Tensor, device: torch.device
 ) -> views.Scene:
     """clip float [C,T,H,W] in [0,1], hidden bool [N] -> what the branch makes of it."""
-    masks = pack(hidden[None, None], replace=model.backbone.hide == "replace")
+    masks = pack(hidden[None, None])
+    # For a backbone that replaces what is hidden, filled up behind the positions that are meant.
+    given = pack(hidden[None, None], replace=model.backbone.hide == "replace").to(device)
     was_training = model.training
     model.to(device).eval()
     pixels = clip[None].to(device)
-    made = model.predict(pixels, masks.to(device))[branch.name][0].float().cpu()
+    made = model.predict(pixels, given)[branch.name][0, : int(hidden.sum())].float().cpu()
     target: Any = branch.target
     true = target(pixels)[0].cpu()
     model.train(was_training)

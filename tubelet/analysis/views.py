@@ -16,7 +16,7 @@ from tubelet.targets.hog import Hog
 from tubelet.targets.pixels import Pixels
 
 GREY = 0.8  # what is painted over tokens that a row says nothing of
-DIM = 0.35  # brightness of strokes that the model was shown
+DIM = 0.45  # brightness of strokes that the model was shown
 STROKE = 16  # pixels: the least size of a cell of a histogram
 Row = tuple[str, Tensor]
 
