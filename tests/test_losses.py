@@ -70,3 +70,15 @@ def test_half_precision_predictions_are_compared_in_float32(
     loss(full, y).sum().backward()
     assert full.grad is not None
     torch.testing.assert_close(low.grad.float(), full.grad, rtol=1e-2, atol=1e-4)
+
+
+def test_cross_entropy_is_per_clip_or_per_token() -> None:
+    logits = 3 * torch.randn(3, 5, 7)
+    ids, soft = torch.randint(7, (3, 5)), torch.randn(3, 5, 7).softmax(-1)
+    log = logits - logits.exp().sum(-1, keepdim=True).log()
+    of_ids = torch.tensor([[-float(log[b, m, ids[b, m]]) for m in range(5)] for b in range(3)])
+    torch.testing.assert_close(losses.cross_entropy(logits, ids), of_ids)
+    torch.testing.assert_close(losses.cross_entropy(logits, soft), -(soft * log).sum(-1))
+    torch.testing.assert_close(losses.cross_entropy(logits[0], ids[0]), of_ids[0])
+    torch.testing.assert_close(losses.cross_entropy(logits[0], soft[0]), -(soft * log).sum(-1)[0])
+    assert losses.cross_entropy(logits.bfloat16(), ids).dtype is torch.float32

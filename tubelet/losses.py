@@ -33,8 +33,13 @@ def cosine(pred: Tensor, y: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """[B,classes], int64 [B] or soft float [B,classes] -> [B]."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    """[B,classes], int64 [B] or soft float [B,classes] -> [B].
+
+    Per token too: [B,M,P], int64 [B,M] or soft float [B,M,P] -> [B,M].
+    """
+    rows = logits.float().flatten(0, -2)
+    labels = labels.flatten() if labels.dim() < logits.dim() else labels.flatten(0, -2)
+    return F.cross_entropy(rows, labels, reduction="none").view(logits.shape[:-1])
 
 
 def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

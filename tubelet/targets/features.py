@@ -235,6 +235,14 @@ class Features(nn.Module):
 
     def _compute(self, clip: Tensor) -> Tensor:
         """clip float [B,C,T,H,W] in [0,1] -> [B,N,P] at the student's tokens."""
+        features = self._read(clip)
+        self._expect(features, self.teacher_grid.size, self.width)
+        if self.teacher_grid == self.grid:
+            return features
+        return resize_features(features, self.teacher_grid, self.grid)
+
+    def _read(self, clip: Tensor) -> Tensor:
+        """clip float [B,C,T,H,W] in [0,1] -> what the teacher returns, [B,n,...]."""
         if self.teacher is None:
             raise TubeletError(
                 "This model has no teacher: it was made without one. `connect` gives its targets "
@@ -246,20 +254,19 @@ class Features(nn.Module):
             self.teacher.lower()
         with torch.inference_mode(), torch.autocast(kind, torch.bfloat16, enabled=low):
             parts = clip.split(self._at_once(len(clip), kind))
-            features = torch.cat(
+            return torch.cat(
                 [self.teacher(part, self.grid.t, self.layer, self.view_size) for part in parts]
             )
-        expected = self.teacher_grid.size
-        if features.shape[1:] != (expected, self.width):
+
+    def _expect(self, features: Tensor, *shape: int) -> None:
+        """TubeletError where a clip's features are not of that shape."""
+        if features.shape[1:] != shape:
+            assert self.teacher is not None
             raise TubeletError(
                 f"The teacher {self.teacher.name} returned features {list(features.shape)}, where its "
                 f"grid {'x'.join(map(str, self.teacher_grid))} and width {self.width} make "
-                f"[{len(clip)}, {expected}, {self.width}]: state its patch, size and prefix tokens "
-                "as they are."
+                f"{[len(features), *shape]}: state its patch, size and prefix tokens as they are."
             )
-        if self.teacher_grid == self.grid:
-            return features
-        return resize_features(features, self.teacher_grid, self.grid)
 
     def _at_once(self, clips: int, kind: str) -> int:
         """How many clips the teacher sees together: on a CPU, as its buffers stay below `BUFFER`."""
