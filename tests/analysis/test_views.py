@@ -25,7 +25,9 @@ from tubelet.methods.run import to_dict
 from tubelet.model import Branch, Card, MaskedModel
 from tubelet.shapes import ClipSpec, Grid, Patch
 from tubelet.targets.hog import Hog
+from tubelet.targets.ids import PseudoLabels
 from tubelet.targets.pixels import Pixels
+from tubelet.teachers import teacher_of
 
 GRID, PATCH = Grid(2, 2, 3), Patch(2, 16, 16)
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, size=(32, 48))
@@ -199,6 +201,19 @@ def test_the_animation_has_a_frame_for_each_slot(tmp_path: Path, video: Path) ->
     with Image.open(made.animation) as moving:
         assert getattr(moving, "n_frames", 1) == 2
         assert moving.info["duration"] == 400  # every fourth frame of 10 a second
+
+
+def test_scores_of_classes_are_shown_as_the_probabilities_that_they_are_compared_with(
+    tmp_path: Path, video: Path
+) -> None:
+    model = make_model()
+    target = PseudoLabels(5, patch=PATCH, grid=GRID)
+    classes = ViT(ViTShape(5, 1, 1, patch=16, position="sinusoid_1d"), trained=(4, 32, 48))
+    target.connect(teacher_of(classes))
+    branch = Branch("classes", Linear(32, 5), target, mse)
+    model.branches = nn.ModuleDict({"classes": branch})
+    made = reconstruct(model, SPEC, video, tmp_path, HERE)
+    torch.testing.assert_close(made.filled.sum(-1), torch.ones(12))
 
 
 TEACHER = """

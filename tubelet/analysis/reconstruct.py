@@ -24,6 +24,7 @@ from tubelet.masks import pack
 from tubelet.model import Branch, MaskedModel
 from tubelet.shapes import ClipSpec, Grid
 from tubelet.targets.hog import Hog
+from tubelet.targets.ids import PseudoLabels
 from tubelet.targets.pixels import Pixels
 from tubelet.train.parallel import choose_device
 
@@ -162,6 +163,7 @@ def _predict(
     pixels = clip[None].to(device)
     made = model.predict(pixels, given)[branch.name][0, : int(hidden.sum())].float().cpu()
     target: Any = branch.target
+    made = made.softmax(-1) if isinstance(target, PseudoLabels) else made
     true = target(pixels)[0].cpu()
     model.train(was_training)
     if not true.is_floating_point():
