@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small import TINY, TINY_DECODER, TINY_NET, write_video
+from small import TINY, TINY_DECODER, TINY_MVIT, TINY_NET, write_video
 
 from tubelet.cli import main
 
@@ -22,12 +22,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STEPS = ["--steps", "2", "--save-every-steps", "1", "--no-progress"]
 RATIO = ["--mask-ratio", "0.75"]
+NET = [*TINY_NET, *TINY_DECODER, *RATIO]
 SMALL = {
-    "pretrain": [*TINY, *TINY_NET, *TINY_DECODER, *STEPS, *RATIO, "--batch-size", "2"],
+    "pretrain": [*TINY, *STEPS, "--batch-size", "2"],
     "finetune": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
     "toy": ["--train", "12", "--val", "8", "--test", "8"],
     "evaluate": ["--workers", "0"],
-    "cache": [*TINY, *TINY_NET, *TINY_DECODER, *RATIO],
+    "cache": TINY,
     "check": ["--num-frames", "4", "--sampling-rate", "2"],
 }
 OF_METHOD = {  # what a method's runs (or photos) need to be made small, beside
@@ -36,6 +37,7 @@ OF_METHOD = {  # what a method's runs (or photos) need to be made small, beside
     "mvd": ["--image.width", "0", "--video.width", "0"],  # that of the small teachers
     "./three.py": ["--image.width", "0", "--video.width", "0"],
 }
+NETS = {"maskfeat": TINY_MVIT}  # of methods whose encoder is not a plain transformer
 NOT_RUN = (
     "make",
     "pip",
@@ -102,8 +104,10 @@ def run_command(words: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     if out and words[1] in ("pretrain", "finetune") and "--resume" not in words:
         shutil.rmtree(folder / out, ignore_errors=True)
     try:
-        of_method = OF_METHOD.get(words[2].partition(":")[0], []) if len(words) > 2 else []
-        code = main([*words[1:], *SMALL.get(words[1], []), *of_method])
+        method = words[2].partition(":")[0] if len(words) > 2 else ""
+        net = NETS.get(method, NET) if words[1] in ("pretrain", "cache") else []
+        small = [*SMALL.get(words[1], []), *net, *OF_METHOD.get(method, [])]
+        code = main([*words[1:], *small])
     except SystemExit as ended:
         code = int(ended.code or 0)
     said = capsys.readouterr()
@@ -114,6 +118,7 @@ def run_command(words: list[str], folder: Path, capsys: pytest.CaptureFixture[st
 PROSE = {
     "errors.md",
     "log.md",
+    "maskfeat-study.md",
     "mvd-study.md",
     "toy.md",
 }  # errors.md is checked by test_bad_input.py

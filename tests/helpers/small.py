@@ -16,6 +16,10 @@ TINY_NET = [
     *("--encoder.width", "32", "--encoder.depth", "2", "--encoder.heads", "2"),
     *("--encoder.patch", "8"),
 ]
+TINY_MVIT = [  # tokens of 8x8 pixels, as those of TINY_NET
+    *("--encoder.depths", "1", "1", "1", "--encoder.widths", "8", "16", "16"),
+    *("--encoder.heads", "1", "2", "2", "--mask-unit", "1", "1", "1"),
+]
 TINY_DECODER = ["--decoder.width", "16", "--decoder.depth", "1", "--decoder.heads", "2"]
 
 

@@ -29,10 +29,11 @@ from tubelet.model import Branch, Loss, MaskedModel
 from tubelet.shapes import ClipSpec, Grid
 from tubelet.targets.features import Features
 from tubelet.targets.hog import Hog
+from tubelet.targets.ids import Ids, PseudoLabels
 from tubelet.targets.pixels import Pixels
 from tubelet.train.config import TrainConfig
 
-TaughtBy = {"features": Features}
+TAUGHT_BY = {"features": Features, "ids": Ids, "pseudo_labels": PseudoLabels}
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class MaskFeat(Pretraining):
 
     def teachers(self) -> dict[str, str]:
         """{branch: where its frozen network comes from}."""
-        return {self.target: self.teacher} if self.target in TaughtBy else {}
+        return {self.target: self.teacher} if self.target in TAUGHT_BY else {}
 
     def fitted(self, widths: Mapping[str, int]) -> Self:
         """The run with its teacher's width, where it left that open."""
@@ -140,7 +141,7 @@ class MaskFeat(Pretraining):
                 f"The width of the target {self.target!r} is that of its teacher: give --teacher, or "
                 "--teacher-width to make the model without it."
             )
-        target = TaughtBy[self.target](self.teacher_width, patch=patch, grid=backbone.grid)
+        target = TAUGHT_BY[self.target](self.teacher_width, patch=patch, grid=backbone.grid)
         # Features: the angle between vectors, as arXiv 2112.09133, section 3.
         return target, losses.cosine if self.target == "features" else losses.cross_entropy
 
