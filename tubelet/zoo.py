@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from tubelet.backbones import Encoder
 from tubelet.backbones.backbone import Backbone
+from tubelet.backbones.mvit import MVIT_BASE, MVIT_LARGE, MVIT_SMALL
 from tubelet.errors import TubeletError
 from tubelet.methods.run import (
     Pretraining,
@@ -27,6 +28,12 @@ from tubelet.train import checkpoint
 
 SIZES = ("small", "base", "large", "huge")
 ALIAS = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge)_patch16_(\d+)")
+# arXiv 2112.01526, supervised: S and B widen in attention, L as MaskFeat's.
+MVITS = {
+    "mvitv2_small": replace(MVIT_SMALL, widen="attention"),
+    "mvitv2_base": replace(MVIT_BASE, widen="attention"),
+    "mvitv2_large": MVIT_LARGE,
+}
 
 
 def list_models() -> list[str]:
@@ -34,6 +41,7 @@ def list_models() -> list[str]:
     published = [
         f"{kind}_{size}_patch16_224" for kind in ("vit", "pretrain_videomae") for size in SIZES
     ]
+    published += MVITS
     return published + [name for name, run in named_runs().items() if isinstance(run, Pretraining)]
 
 
@@ -51,21 +59,14 @@ def create(
 ) -> VideoModel:
     """A new model by name, with the published initialisation; or with the weights of a file.
 
-    "vit_base_patch16_224" is a `Classifier` (`num_classes=0`: pooled features),
+    "vit_base_patch16_224" and "mvitv2_base" are `Classifier`s (`num_classes=0`: pooled features),
     "pretrain_videomae_base_patch16_224" and "videomae:base_k400" are `MaskedModel`s. What is left
     out is as in the name or the run: 16 frames, its size, 3 channels. `img_size`: pixels, one
     number or (height, width). `mean`, `std`: of each channel in [0,1]; needed for channels other
     than RGB or grey.
     """
-    match = ALIAS.fullmatch(name)
-    if match is None and ":" not in name:
-        raise TubeletError(
-            f"There is no model {name!r}. Known: {', '.join(list_models())}; or module:run."
-        )
-    run = find(f"videomae:{match[2]}_k400" if match else name)
-    if not isinstance(run, Pretraining):
-        raise TubeletError(f"{name} is no run for pretraining. Known: {', '.join(list_models())}.")
-    size = img_size or (int(match[3]) if match else run.clip.size)
+    run, labelled = _known(name)
+    size = img_size or run.clip.size
     clip = replace(
         run.clip,
         size=(size, size) if isinstance(size, int) else size,
@@ -73,9 +74,9 @@ def create(
         in_chans=in_chans or run.clip.in_chans,
     )
     shape = replace(run.encoder, mean=mean or run.encoder.mean, std=std or run.encoder.std)
-    if match and match[1] == "vit":
-        vit = new_encoder(shape, clip, drop_path=drop_path_rate)
-        model: VideoModel = Classifier(vit, num_classes)
+    if labelled:
+        encoder = new_encoder(shape, clip, drop_path=drop_path_rate)
+        model: VideoModel = Classifier(encoder, num_classes)
         model.card = Card(clip=clip)
     else:
         run = changed(run, clip=clip, encoder=shape)
@@ -85,6 +86,25 @@ def create(
         weights = checkpoint.load_weights(Path(checkpoint_path))
         checkpoint.apply_weights(model, weights, checkpoint_path)
     return model
+
+
+def _known(name: str) -> tuple[Pretraining, bool]:
+    """A name that `create` takes -> the run with its encoder and clips, and whether it has labels."""
+    match = ALIAS.fullmatch(name)
+    if match:
+        side = int(match[3])
+        run = changed(find(f"videomae:{match[2]}_k400"), size=(side, side))
+    elif name in MVITS:
+        run = changed(find("maskfeat:small_k400"), encoder=MVITS[name])
+    elif ":" in name:
+        run = find(name)
+    else:
+        raise TubeletError(
+            f"There is no model {name!r}. Known: {', '.join(list_models())}; or module:run."
+        )
+    if not isinstance(run, Pretraining):
+        raise TubeletError(f"{name} is no run for pretraining. Known: {', '.join(list_models())}.")
+    return run, name in MVITS or (match is not None and match[1] == "vit")
 
 
 def load(path: str | Path) -> VideoModel:

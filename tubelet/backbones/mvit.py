@@ -47,8 +47,8 @@ class MViTShape:
 
     Queries are pooled 2x2 where a stage begins. MaskFeat pretrains without the last pooling
     (`pool_last=False`), so that there is a token for each place of 16x16 pixels, and fine-tunes
-    with it. `widen`: where the width grows. "mlp": in the last block of a stage, as in MaskFeat;
-    "attention": in the first block of the next, as in the supervised models of the paper.
+    with it. `widen`: where the width grows. "mlp": in the last block of a stage, as in MaskFeat and
+    the supervised L; "attention": in the first block of the next, as in the supervised S and B.
     """
 
     depths: tuple[int, ...] = (1, 2, 11, 2)
