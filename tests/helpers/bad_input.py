@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import transformers as hf
-from small import TINY, TINY_DECODER, TINY_NET, write_video
+from small import TINY, TINY_DECODER, TINY_MVIT, TINY_NET, write_video
 
 from tubelet.cli import main
 
@@ -38,6 +38,14 @@ class Case:
 
 def pretrain(data: str, out: str = "runs/new", *more: str) -> list[str]:
     return [*PRETRAIN, "--data", data, "--out", out, *SMALL, *more]
+
+
+MASKFEAT = "maskfeat:small_k400"
+
+
+def maskfeat(*more: str) -> list[str]:
+    given = ["pretrain", MASKFEAT, "--data", "videos", "--out", "runs/new", *TINY, *TINY_MVIT]
+    return [*given, "--steps", "2", "--batch-size", "2", *more]
 
 
 TEACHERS = "--image-teacher runs/pre --video-teacher runs/pre"
@@ -311,6 +319,36 @@ CASES = [
         "tubelet pretrain videomae:small_k400 --data videos --out runs/new --mask-ratio 1.0",
         pretrain("videos", "runs/new", "--mask-ratio", "1.0"),
         ("mask_ratio 1.0", "Choose mask_ratio from"),
+    ),
+    Case(
+        "cubes that the grid cannot be cut into",
+        f"tubelet pretrain {MASKFEAT} --data videos --out runs/new --mask-unit 1 3 3",
+        maskfeat("--mask-unit", "1", "3", "3"),
+        ("1x3x3", "2x4x4"),
+    ),
+    Case(
+        "a ratio of cubes out of range",
+        f"tubelet pretrain {MASKFEAT} --data videos --out runs/new --mask-ratio 1.2",
+        maskfeat("--mask-ratio", "1.2"),
+        ("mask_ratio 1.2",),
+    ),
+    Case(
+        "cells of gradients that tokens cannot be cut into",
+        f"tubelet pretrain {MASKFEAT} --data videos --out runs/new --hog.cell 6",
+        maskfeat("--hog.cell", "6"),
+        ("cells of 6x6", "cells of 1, 2, 4, 8 pixels"),
+    ),
+    Case(
+        "a tokenizer's ids without a tokenizer",
+        f"tubelet pretrain {MASKFEAT} --data videos --out runs/new --target ids",
+        maskfeat("--target", "ids"),
+        ("ids teacher is missing", "--teacher"),
+    ),
+    Case(
+        "the histograms of a model that predicts pixels",
+        "tubelet reconstruct runs/pre videos/0.mp4 --branch hog",
+        ["reconstruct", "runs/pre", "videos/0.mp4", "--branch", "hog", "--device", "cpu"],
+        ("hog", "pixels"),
     ),
     Case(
         "a size that the patch does not divide",

@@ -106,6 +106,10 @@ class MaskFeat(Pretraining):
         """{branch: where its frozen network comes from}."""
         return {self.target: self.teacher} if self.target in TAUGHT_BY else {}
 
+    def teacher_flags(self, branch: str) -> tuple[str, str]:
+        """How a user gives the frozen network, and how to do without."""
+        return "pass --teacher with", "--target hog"
+
     def fitted(self, widths: Mapping[str, int]) -> Self:
         """The run with its teacher's width, where it left that open."""
         width = self.teacher_width or widths.get(self.target, 0)

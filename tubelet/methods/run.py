@@ -135,6 +135,10 @@ class Pretraining(Run, ABC):
         """How the teacher of a branch is loaded: options of `tubelet.teachers.load_teacher`."""
         return {}
 
+    def teacher_flags(self, branch: str) -> tuple[str, str]:
+        """How a user gives the teacher of a branch, and how the branch is left out: for messages."""
+        raise NotImplementedError(f"{type(self).__name__} has no teachers")
+
     def fitted(self, widths: Mapping[str, int]) -> Self:
         """The run with what its teachers say: {branch: width of its teacher's features}."""
         return self

@@ -145,9 +145,7 @@ def _teachers(
     missing = [name for name in needed if name in nowhere and name not in cached]
     if missing:
         name = missing[0]
-        give, leave = f"pass --{name}-teacher with", f"--{name}.weight 0"
-        if not hasattr(run, f"{name}_teacher"):  # of a run in Python, without options for it
-            give, leave = f"give Further(name={name!r}, teacher=...)", "weight=0"
+        give, leave = run.teacher_flags(name)
         raise TubeletError(
             f"The {name} teacher is missing, and a random one would teach nothing: {give} a run's "
             f"folder, a checkpoint or a Hugging Face model's folder, or {leave} to learn without it."
