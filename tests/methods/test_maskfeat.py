@@ -228,7 +228,9 @@ def test_an_encoder_that_drops_gets_masks_of_one_size_and_a_decoder() -> None:
         mask_ratio=0.6,
     )
     counts = {int(run.draw_hidden(rng_for(0, 0, i)).sum()) for i in range(20)}
-    assert counts == {round(0.6 * 32)}
+    assert counts == {round(0.6 * 32)} == {run.even}
+    assert 0 < run.moved() < 8
+    assert TINY.even == 0
     ragged = {int(run.mask(run.grid, rng_for(0, 0, i)).sum()) for i in range(20)}
     assert len(ragged) > 1
     assert step(run)["backbone.patch_embed.proj.weight"].any()

@@ -167,7 +167,12 @@ large_k400 = changed(
     published="K400 84.3 (16x10x1)",
     source=CONFIG + "; it says 300 epochs, the published weights have 800",
 )
-large_k600 = changed(large_k400, epochs=300, published="K600 88.3 after fine-tuning on larger inputs (paper)", source=OURS)
+large_k600 = changed(
+    large_k400,
+    epochs=300,
+    published="K600 88.3 after fine-tuning on larger inputs (paper)",
+    source=OURS,
+)
 large_k700 = changed(large_k600, published="K700 80.4 after fine-tuning on larger inputs (paper)")
 
 base_in1k = changed(
@@ -236,7 +241,8 @@ large_k400_312_finetune = changed(
     sampling_rate=3,
     short_side=312,
     epochs=30,
-    num_sample=1,
+    test_num_segment=5,
+    test_num_crop=3,
     published="K400 86.7 at the larger inputs (paper)",
     source=OURS,
 )

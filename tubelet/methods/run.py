@@ -156,9 +156,18 @@ class Pretraining(Run, ABC):
     def _one_mask(self, rng: np.random.Generator) -> Tensor:
         """hidden bool [N]; of one number in all samples where the encoder drops what is hidden."""
         hidden = self.mask(self.grid, rng)
-        if not self.ragged or self.encoder.hide == "replace":
-            return hidden
-        return masks.even(hidden, round(self.mask_ratio * self.grid.size), rng)
+        return masks.even(hidden, self.even, rng) if self.even else hidden
+
+    @property
+    def even(self) -> int:
+        """Tokens that each mask is made to hide, where masks are ragged and encoders drop; else 0."""
+        ragged = self.ragged and self.encoder.hide == "drop"
+        return round(self.mask_ratio * self.grid.size) if ragged else 0
+
+    def moved(self, draws: int = 64) -> float:
+        """Tokens of a mask, on average, that are hidden or shown to make it even."""
+        drawn = [int(self.mask(self.grid, rng_for(0, 0, i)).sum()) for i in range(draws)]
+        return sum(abs(count - self.even) for count in drawn) / draws
 
     @property
     def narrows(self) -> bool:

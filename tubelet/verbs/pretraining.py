@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from tubelet.verbs.begin import (
     tell_notes,
     train_batches,
 )
+
+log = logging.getLogger("tubelet")
 
 
 def pretrain(
@@ -62,6 +65,12 @@ def pretrain(
     with parallel.processes(run.train.device) as place:
         derived = derive(run.train, len(videos), place.world)
         tell(run, videos, place)
+        if run.even and place.main:
+            log.info(
+                "masks: each hides %d of %d tokens, as this encoder drops them; for that %.1f of a "
+                "mask's tokens are hidden or shown, on average",
+                *(run.even, run.grid.size, run.moved()),
+            )
         torch.manual_seed(run.train.seed)
         model = run.model()
         taught = feature_cache.attach(features, run, videos, model, taught)
