@@ -34,28 +34,28 @@ from tubelet.methods.maskfeat import HogOptions, MaskFeat
 from tubelet.methods.run import Pretraining, changed
 from tubelet.model import MaskedModel
 
-# A token is 8x8 pixels, for both encoders: HOG in cells of 4. The contrast of cells is kept, as
-# VideoMAE predicts raw pixels here: most cells hold the noise of the background alone.
-MVIT = MViTShape((1, 3), (64, 128), (2, 4), pool_kv=4)
+# A token is 8x8 pixels, for both encoders: HOG in cells of 4.
 HOG = MaskFeat(
-    encoder=MVIT,
+    encoder=MViTShape((1, 3), (64, 128), (2, 4), pool_kv=4),
     clip=CLIP,
     mask_unit=(1, 1, 1),
-    hog=HogOptions(cell=4, normalise=False),
+    hog=HogOptions(cell=4),
     augment=VIDEO.augment,
     train=replace(TRAIN, betas=(0.9, 0.999)),
 )
 VIT = replace(HOG, encoder=replace(SHAPE, hide="replace"))
-FRAMES: dict[str, Any] = {"mask_type": "frame", "mask_ratio": 0.5}
+FRAMES: dict[str, Any] = {"mask_type": "frame", "mask_ratio": 0.5}  # as VideoMAE's here
 RUNS: dict[str, Pretraining] = {
     "VideoMAE, ViT": VIDEO,
     "MaskFeat, MViT": HOG,
     "MaskFeat, ViT": VIT,
     "MaskFeat, MViT, frames hidden": replace(HOG, **FRAMES),
     "MaskFeat, ViT, frames hidden": replace(VIT, **FRAMES),
-    "MaskFeat, ViT, frames hidden, contrast normalised": replace(
-        VIT, **FRAMES, hog=HogOptions(cell=4)
+    # What is between the two methods: the target, and how it is predicted.
+    "MaskFeat, ViT, frames hidden, pixels": replace(
+        VIT, **FRAMES, target="pixels", normalise_target=False
     ),
+    "VideoMAE, ViT, HOG": replace(VIT, **FRAMES, encoder=SHAPE, decoder=VIDEO.decoder),
 }
 RANDOM = {"random ViT": "VideoMAE, ViT", "random MViT": "MaskFeat, MViT"}
 

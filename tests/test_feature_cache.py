@@ -246,7 +246,7 @@ def test_what_only_evaluation_reads_is_not_asked_of_a_cache(videos, cached, tmp_
     """A cache made before clips had these fields goes on serving."""
     names = set(json.loads((cached / FILE).read_text())["clip"])
     assert names == {"num_frames", "sampling", "sampling_rate", "seconds", "size", "in_chans"}
-    train(videos, cached, tmp_path, short_side=40, interpolation="bicubic", target_fps=25.0)
+    train(videos, cached, tmp_path, crop_pct=0.8, interpolation="bicubic", target_fps=25.0)
 
 
 def test_the_predicted_size_is_the_size(cached, caplog) -> None:

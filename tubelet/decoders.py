@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tubelet.backbones import layers as parts
@@ -69,9 +70,11 @@ class Joint(nn.Module):
     def forward(self, tokens: Tokens, asked: Tensor, seeds: Tensor | None = None) -> Tensor:
         """tokens x [B,L,D] and prefix [B,R,D], asked int64 [B,M] -> [B,M,P]."""
         table = self.positions(tokens.grid)
-        visible = self.project(tokens.x) + table[tokens.at]
+        visible = self.project(tokens.x) + F.embedding(tokens.at, table)
         if self.overlap == "query":
-            x = torch.cat([visible, (self.mask_token + table[asked]).to(visible.dtype)], 1)
+            x = torch.cat(
+                [visible, (self.mask_token + F.embedding(asked, table)).to(visible.dtype)], 1
+            )
         else:
             canvas = (self.mask_token + table).to(visible.dtype).expand(len(visible), -1, -1)
             x = canvas.scatter(1, tokens.at[..., None].expand_as(visible), visible)
@@ -81,7 +84,7 @@ class Joint(nn.Module):
         queries = asked.shape[1] if self.overlap == "query" else None
         for i, block in enumerate(self.blocks):
             last = queries if i + 1 == len(self.blocks) else None
-            x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing, last=last)
+            x = parts.run_block(block, x, seeds, last, recompute=self.grad_checkpointing)
         if self.overlap == "query":
             x = x[:, -asked.shape[1] :]
         else:
@@ -111,7 +114,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tokens, asked: Tensor, seeds: Tensor | None = None) -> Tensor:
         """tokens x [B,N,D], asked int64 [B,M] -> [B,M,P]."""
-        return self.fc2(torch.nn.functional.gelu(self.fc1(at_asked(tokens, asked))))
+        return self.fc2(F.gelu(self.fc1(at_asked(tokens, asked))))
 
 
 class Linear(nn.Module):
@@ -137,7 +140,6 @@ def at_asked(tokens: Tokens, asked: Tensor) -> Tensor:
         raise TubeletError(
             "This decoder predicts from the token at each asked position, and the backbone returned "
             f"{tokens.x.shape[1]} of {tokens.grid.size}. Let the backbone replace hidden tokens "
-            "(--encoder.hide replace), show it the whole clip (mask_type 'none'), or use the Joint "
-            "decoder."
+            "(hide='replace'), show it the whole clip, or use the Joint decoder."
         )
     return gather(tokens.x, asked)

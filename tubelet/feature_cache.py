@@ -105,9 +105,9 @@ def make(
 
 
 def _check(run: Pretraining, teachers: Mapping[str, Teacher], crops: int, shard_clips: int) -> None:
-    if not teachers:
+    if not teachers or not hasattr(run, "feature_cache"):
         raise TubeletError(
-            f"This {type(run).__name__} learns from no frozen network, so there is nothing to keep: "
+            f"This {type(run).__name__} learns from no frozen network whose features can be kept: "
             "choose a run of MVD with teachers, such as mvd:base_from_base_k400."
         )
     if crops < 1 or shard_clips < 1:
@@ -323,7 +323,7 @@ def _described(
         of_target = {"width": target.width, "layer": target.layer, "size": target.size}
         branches[name] = of_target | run.teacher_options(name)
     clip = asdict(run.clip)
-    for evaluations in ("short_side", "interpolation"):  # training crops have the augmentation's
+    for evaluations in ("crop_pct", "interpolation"):  # training crops have the augmentation's
         del clip[evaluations]
     if run.clip.sampling != "dense_fps":
         del clip["target_fps"]

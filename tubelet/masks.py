@@ -257,11 +257,11 @@ def pack(
     return Masks(hidden=hidden, keep=keep, asked=at, weight=counts.float())
 
 
-def as_masks(mask: Tensor, n: int) -> Masks:
+def as_masks(mask: Tensor, n: int, *, replace: bool = False) -> Masks:
     """A mask as users write it -> Masks.
 
     bool [B,N] or [B,k,N], True = hidden (Hugging Face's `bool_masked_pos`); or int64 [B,K] or
-    [B,k,K]: the indices of the visible tokens (V-JEPA's `masks_enc`).
+    [B,k,K]: the indices of the visible tokens (V-JEPA's `masks_enc`). `replace`: see `pack`.
     """
     rows = mask[:, None] if mask.dim() == 2 else mask
     if rows.dim() != 3 or (rows.dtype == torch.bool and rows.shape[-1] != n):
@@ -270,12 +270,12 @@ def as_masks(mask: Tensor, n: int) -> Masks:
             f"[B,K] or [B,k,K]; got {mask.dtype} {list(mask.shape)}."
         )
     if rows.dtype == torch.bool:
-        return pack(rows)
+        return pack(rows, replace=replace)
     low, high = int(rows.min()), int(rows.max())
     if low < 0 or high >= n:
         raise TubeletError(f"Visible tokens are numbered 0 to {n - 1}; got {low} to {high}.")
     hidden = torch.ones(*rows.shape[:2], n, dtype=torch.bool, device=rows.device)
-    return pack(hidden.scatter(-1, rows.long(), False))
+    return pack(hidden.scatter(-1, rows.long(), False), replace=replace)
 
 
 def _indices(chosen: Tensor, verb: str) -> Tensor:

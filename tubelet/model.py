@@ -37,7 +37,8 @@ class VideoModel(nn.Module):
     def forward_features(
         self, clip: Tensor, mask: Masks | Tensor | None = None, *, layout: Layout = "BCTHW"
     ) -> Tensor:
-        """clip float in [0,1] -> tokens [B,L,D]; all N, or the visible ones under `mask`.
+        """clip float in [0,1] -> tokens [B,L,D]; all N, or the visible ones under `mask` where the
+        encoder drops the others.
 
         `mask`: see `tubelet.masks.as_masks`; with k masks a clip the result has B*k rows.
         """
@@ -79,7 +80,8 @@ class VideoModel(nn.Module):
     ) -> Tokens:
         clip = clip.transpose(1, 2) if layout == "BTCHW" else clip
         if isinstance(mask, Tensor):
-            mask = as_masks(mask, self.backbone.grid_for(*clip.shape[2:]).size)
+            size = self.backbone.grid_for(*clip.shape[2:]).size
+            mask = as_masks(mask, size, replace=self.backbone.hide == "replace")
         return self.backbone(clip, mask, layers=layers, norm=norm)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -78,9 +78,16 @@ class ClipSpec:
     seconds: float = 2.0  # span of a clip, for "seconds"
     size: tuple[int, int] = (224, 224)  # height, width in pixels
     # How evaluation and prediction cut their views; training has its augmentation.
-    short_side: int | None = None  # pixels, before the crop to `size`; None: just covers `size`
+    crop_pct: float = 1.0  # share of the short side in the crop: 0.875 is 224 of 256 pixels
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     in_chans: int = 3  # 3: RGB; 1: grey
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop_pct <= 1:
+            raise TubeletError(
+                f"crop_pct is {self.crop_pct:g}: the share of a frame's short side that a test crop "
+                "has, above 0 and at most 1 (0.875: 224 of 256 pixels)."
+            )
 
 
 @dataclass

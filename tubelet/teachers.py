@@ -20,8 +20,9 @@ from tubelet.backbones.vit import ViT
 from tubelet.errors import TubeletError
 from tubelet.interop import huggingface_teacher as huggingface
 from tubelet.interop import published
-from tubelet.model import MaskedModel
+from tubelet.model import Classifier, MaskedModel
 from tubelet.targets.features import Features, Teacher
+from tubelet.targets.ids import Ids, PseudoLabels
 from tubelet.train.checkpoint import apply_weights
 
 
@@ -32,6 +33,7 @@ def load_teacher(
     position: PositionKind | None = None,
     heads: int | None = None,
     trained: tuple[int, int, int] | None = None,
+    logits: bool = False,
 ) -> Teacher:
     """A network by where it is -> a teacher; whatever does not fit is an error.
 
@@ -44,6 +46,7 @@ def load_teacher(
         position: kind of a published file's positions, where the file does not tell it.
         heads: of a published file's attention, where its width is none of the published.
         trained: frames, height and width of a published file's clips, where not 16x224x224.
+        logits: what a fine-tuned run of ours says of its classes, not its encoder's features.
     """
     module, colon, function = str(source).rpartition(":")
     told = {"position": position, "heads": heads, "trained": trained}
@@ -57,6 +60,9 @@ def load_teacher(
             f"published weights ({', '.join(published.SUFFIXES)}), the local folder of a Hugging Face "
             "model, or ./mine.py:function."
         )
+    if logits and not _is_published(path) and not huggingface.is_folder(path):
+        _untold(source, told)
+        return _classifier(path)
     if _is_published(path):
         encoder: Backbone = published_encoder(path, **told)
     else:
@@ -86,6 +92,26 @@ def published_encoder(path: Path, **told: Any) -> ViT:
     vit = ViT(found.shape, trained=found.trained, in_chans=found.in_chans, final_norm=False)
     apply_weights(vit, found.weights, path)
     return vit
+
+
+def _classifier(path: Path) -> Teacher:
+    """A fine-tuned run -> a teacher that gives its logits, [B,classes] a clip or frame."""
+    model = zoo.load(path)
+    if not isinstance(model, Classifier) or model.card.label_kind != "single":
+        raise TubeletError(
+            f"{path} has no classes to learn from: pass a run that was fine-tuned on single labels, or "
+            "./mine.py:function."
+        )
+    teacher = teacher_of(model.backbone, name=str(path))
+    return Teacher(
+        model,
+        width=model.num_classes,
+        patch=teacher.patch,
+        sees=teacher.sees,
+        mean=(0.0,) * model.backbone.in_chans,
+        std=(1.0,) * model.backbone.in_chans,
+        name=str(path),
+    )
 
 
 def teacher_of(encoder: Backbone, *, name: str = "") -> Teacher:
@@ -179,6 +205,13 @@ def connect(model: MaskedModel, teachers: Mapping[str, Teacher]) -> dict[str, tu
         target.connect(teacher)
         if not isinstance(teacher.module, Backbone):
             _try(target, teacher, channels)
+        elif isinstance(target, (Ids, PseudoLabels)):
+            raise TubeletError(
+                f"The teacher {teacher.name} is an encoder, whose features are neither ids nor scores of "
+                "classes: pass a fine-tuned run for pseudo_labels, or ./mine.py:function."
+            )
+        else:
+            teacher.module.check_layer(target.layer)
         if target.view_size is not None:
             views[target.view] = target.view_size
     return views

@@ -63,7 +63,7 @@ def create(
     "pretrain_videomae_base_patch16_224" and "videomae:base_k400" are `MaskedModel`s. What is left
     out is as in the name or the run: 16 frames, its size, 3 channels. `img_size`: pixels, one
     number or (height, width). `mean`, `std`: of each channel in [0,1]; needed for channels other
-    than RGB or grey.
+    than RGB or grey. The supervised MViTv2-B and L were published for 32x3 and 40x3 frames: say so.
     """
     run, labelled = _known(name)
     size = img_size or run.clip.size

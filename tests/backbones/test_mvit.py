@@ -32,7 +32,7 @@ from tubelet.methods.maskfeat import (
 )
 from tubelet.methods.mvd import MVD, Distilled
 from tubelet.methods.videomae import VideoMAE
-from tubelet.model import Classifier
+from tubelet.model import Classifier, MaskedModel
 from tubelet.shapes import ClipSpec, Grid, Patch
 
 TINY = MViTShape((1, 2, 1), (8, 16, 32), (1, 2, 4), pool_kv=4)
@@ -245,6 +245,43 @@ def test_an_encoder_for_whole_clips_refuses_masks() -> None:
         backbone(clips(), pack(hidden(backbone, 2), replace=True))
 
 
+def test_gradients_of_positions_do_not_depend_on_threads() -> None:
+    """As many elements as block 0 of S has at 224 pixels: sums of several threads must not race."""
+    table = torch.randn(111, 96, requires_grad=True)
+    weights = torch.randn(56, 7, 96)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = set()
+        for _ in range(50):
+            (grad,) = torch.autograd.grad((relative(table, 56, 7) * weights).sum(), table)
+            found.add(grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1
+
+
+def test_the_residual_stream_stays_float32_under_autocast() -> None:
+    backbone = tiny()
+    seen = []
+    for block in backbone.blocks:
+        block.register_forward_pre_hook(lambda _, given: seen.append(given[0].dtype))
+    masks = pack(hidden(backbone, 2), replace=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = backbone(clips(), masks).x
+    assert seen == [torch.float32] * len(backbone.blocks)
+    assert 0 < (low - backbone(clips(), masks).x).abs().max() < 0.1
+    half = tiny().bfloat16()
+    assert half(clips().bfloat16()).x.dtype == torch.bfloat16
+
+
+def test_a_mask_as_users_write_it_may_be_ragged() -> None:
+    model = MaskedModel(tiny(), [])
+    mask = hidden(model.backbone, 2)[:, 0]
+    assert len(set(mask.sum(1).tolist())) == 2
+    assert model.forward_features(clips(), mask).shape == (2, 32, 32)
+
+
 # --- the contract of a backbone ------------------------------------------------------------------
 
 
@@ -257,6 +294,24 @@ def test_inner_blocks_have_their_own_grids() -> None:
     model = Classifier(tiny(shape=TINY, final_norm=False), 3)
     shapes = [tuple(x.shape) for x in model.forward_intermediates(clips(), 2)]
     assert shapes == [(2, 2, 4, 4, 32), (2, 2, 2, 2, 32)]
+
+
+def test_inner_blocks_are_no_targets() -> None:
+    backbone = tiny()  # rows: 8, 16 -> 16, 32: the last two have the grid and width of the output
+    backbone.check_layer(-1)
+    backbone.check_layer(2)
+    with pytest.raises(TubeletError, match="choose layers 2 to 3"):
+        backbone.check_layer(0)
+    with pytest.raises(TubeletError, match="choose layers 3 to 3"):
+        tiny(shape=TINY).check_layer(2)
+
+
+def test_tables_at_312_pixels_are_the_published_sizes() -> None:
+    with torch.device("meta"):
+        backbone = MViT(MVIT_LARGE, trained=(40, 312, 312), masked=False)
+    sizes = [len(backbone.get_parameter(f"blocks.{i}.attn.rel_pos_h")) for i in (0, 2, 8, 44, 47)]
+    assert sizes == [155, 77, 37, 37, 17]  # 78, 39, 19 and 9 places: rounded down at each pooling
+    assert len(backbone.get_parameter("blocks.47.attn.rel_pos_t")) == 39
 
 
 def test_sizes_that_tokens_do_not_divide_are_taken_without_masks() -> None:
@@ -321,6 +376,17 @@ def test_grey_clips_take_the_first_channels_statistics() -> None:
     backbone = tiny(in_chans=1)
     assert backbone.mean.flatten().tolist() == pytest.approx([0.45])
     assert backbone(clips()[:, :1]).x.shape[-1] == 32
+
+
+def test_other_channels_need_statistics() -> None:
+    with pytest.raises(TubeletError, match="must have 5 values"):
+        tiny(shape=replace(TINY, mean=(0.1, 0.2), std=(1.0, 1.0)), in_chans=5)
+
+
+@pytest.mark.parametrize("field", ["pool_kv", "mlp_ratio"])
+def test_sizes_are_above_zero(field: str) -> None:
+    with pytest.raises(TubeletError, match=f"{field} 0"):
+        replace(TINY, **{field: 0})
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def run(photos: Path) -> Path:
     assert main([*made, *FEW]) == 0
     made = ["finetune", "--weights", str(pre), "--data", str(photos), "--out", str(fine), *FEW]
     views = ["--test-num-segment", "1", "--test-num-crop", "1"]
-    test = ["--short-side", "40", "--interpolation", "bicubic", *views]
+    test = ["--crop-pct", "0.8", "--interpolation", "bicubic", *views]
     assert main([*made, *test]) == 0
     return fine
 
@@ -56,7 +56,7 @@ def test_a_folder_of_classes_is_trained_on_and_validated(run: Path) -> None:
     assert isinstance(model, Classifier)
     assert model.card.classes == ("dark", "light")
     clip = model.card.clip
-    assert (clip.num_frames, clip.short_side, clip.interpolation) == (1, 40, "bicubic")
+    assert (clip.num_frames, clip.crop_pct, clip.interpolation) == (1, 0.8, "bicubic")
     assert model.backbone.grid == (1, 4, 4)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "top1" in json.dumps(rows[-1]), "val/ was not scored"
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_resized_centre(
     assert code == 0, err
     said = json.loads((tmp_path / "evaluation.json").read_text())
     assert (said["protocol"]["segments"], said["protocol"]["crops"]) == (1, 1)
-    assert said["protocol"]["clip"]["short_side"] == 40
+    assert said["protocol"]["clip"]["crop_pct"] == 0.8
     lines = (tmp_path / "scores.csv").read_text().splitlines()
     assert len(lines) == 1 + 8
     model = library.load(run)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 import tubelet
 from tubelet.backbones.mvit import MViT, MViTShape
+from tubelet.errors import TubeletError
 from tubelet.methods.maskfeat import MaskFeat
 from tubelet.methods.run import changed
-from tubelet.model import Classifier
+from tubelet.model import Classifier, MaskedModel
 from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
 
@@ -66,3 +68,21 @@ def test_larger_and_longer_clips_at_fine_tuning_resize_the_tables(
     model = tubelet.load(fine)
     assert model.backbone.trained == (8, 48, 48)
     assert dict(model.backbone.named_parameters())["blocks.0.attn.rel_pos_t"].shape[0] == 7
+
+
+def test_pseudo_labels_are_what_a_fine_tuned_run_says(world: Path, tmp_path: Path) -> None:
+    run = changed(TINY, data=world / "videos", target="pseudo_labels", **QUICK)
+    out = tubelet.pretrain(run, out=tmp_path / "a", teacher=world / "runs/fine", steps=1)
+    model = tubelet.load(out)
+    assert isinstance(model, MaskedModel)
+    assert model.branches["pseudo_labels"].target.width == 2  # its classes
+    with pytest.raises(TubeletError, match="no classes to learn from"):
+        tubelet.pretrain(run, out=tmp_path / "b", teacher=world / "runs/pre", steps=1)
+
+
+def test_features_of_an_earlier_run_are_a_target(world: Path, tmp_path: Path) -> None:
+    run = changed(TINY, data=world / "videos", target="features", **QUICK)
+    out = tubelet.pretrain(run, out=tmp_path / "a", teacher=world / "runs/pre", steps=1)
+    model = tubelet.load(out)
+    assert isinstance(model, MaskedModel)
+    assert model.branches["features"].target.width == 32

@@ -260,8 +260,8 @@ def test_views_are_those_of_the_protocol(videos, segments, crops):
     assert (views.index, views.path, views.error) == (2, videos.entries[2].path, "")
 
 
-def test_views_have_the_short_side_and_interpolation_of_the_spec(videos):
-    spec = replace(SPEC, short_side=24, interpolation="bicubic")
+def test_views_have_the_crop_and_interpolation_of_the_spec(videos):
+    spec = replace(SPEC, crop_pct=16 / 24, interpolation="bicubic")
     views = EvalDataset(videos, spec, segments=2, crops=1)[2]
     with Video(videos.entries[2].path) as video:
         at = sampling.test_frames(SPEC, video.info.frames, video.info.fps, 2)

@@ -262,7 +262,7 @@ def test_a_clip_described_before_it_had_all_fields_is_as_it_was() -> None:
     before = {"num_frames": 8, "sampling": "dense", "sampling_rate": 2, "seconds": 2.0}
     read = record(ClipSpec, {**before, "size": [32, 48], "in_chans": 1})
     assert read == ClipSpec(8, sampling_rate=2, size=(32, 48), in_chans=1)
-    assert (read.short_side, read.interpolation) == (None, "bilinear")
+    assert (read.crop_pct, read.interpolation) == (1.0, "bilinear")
 
 
 # Errors
@@ -276,12 +276,6 @@ def test_a_clip_described_before_it_had_all_fields_is_as_it_was() -> None:
         (ClipSpec(sampling_rate=-1), 9, 30.0, r"sampling_rate must be above 0 \(got -1\)"),
         (SECONDS, 9, 0.0, r"needs a frame rate above 0, and the video's is 0\.0"),
         (SECONDS, 9, float("nan"), "needs a frame rate above 0"),
-        (
-            ClipSpec(size=(32, 48), short_side=47),
-            9,
-            30.0,
-            r"short_side must be at least 48 for crops of 32x48, or None \(got 47\)",
-        ),
         (DENSE_FPS, 9, 0.0, 'sampling="dense_fps" needs a frame rate above 0'),
         (replace(DENSE_FPS, target_fps=0.0), 9, 30.0, r"target_fps must be above 0 \(got 0\.0\)"),
     ],
@@ -306,3 +300,9 @@ def test_segments_and_hops_out_of_range() -> None:
         next(window_frames(DENSE, 9, 30.0, hop_seconds=0))
     with pytest.raises(TubeletError, match="not both"):
         next(window_frames(DENSE, 9, 30.0, hop_seconds=1, hop_frames=1))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1])
+def test_a_test_crop_is_a_share_of_the_frame(share: float) -> None:
+    with pytest.raises(TubeletError, match=f"crop_pct is {share:g}"):
+        ClipSpec(crop_pct=share)

@@ -267,7 +267,7 @@ def test_test_crops_of_a_larger_short_side(
 ) -> None:
     """The whole is 56 pixels at its short side; crops of 48 stay in the middle of that."""
     clip = noise(2, height, width)
-    spec = ClipSpec(size=(48, 48), short_side=56, interpolation=interpolation)
+    spec = ClipSpec(size=(48, 48), crop_pct=48 / 56, interpolation=interpolation)
     views = views_of(clip, spec, crops)
     long = 56 * max(height, width) // min(height, width)
     wide = width >= height
@@ -278,8 +278,8 @@ def test_test_crops_of_a_larger_short_side(
         assert torch.equal(views[j], whole[..., top : top + 48, left : left + 48])
 
 
-def test_a_short_side_may_be_that_of_the_crop() -> None:
-    assert views_of(noise(), ClipSpec(size=(48, 32), short_side=48)).shape == (1, 3, 3, 48, 32)
+def test_a_share_is_of_both_sides() -> None:
+    assert views_of(noise(), ClipSpec(size=(48, 32), crop_pct=0.5)).shape == (1, 3, 3, 48, 32)
 
 
 def test_the_centre_crop_is_the_only_one_of_one() -> None:

@@ -98,7 +98,7 @@ def test_fine_tuning_recipes_have_the_published_values(name: str) -> None:
     assert (run.augment.area, run.augment.reprob) == ((0.08, 1.0), 0.25)
     assert (run.mixing.mixup, run.mixing.cutmix, run.mixing.smoothing) == (0.8, 1.0, 0.1)
     assert (run.test_num_segment, run.test_num_crop) == views
-    assert (run.clip.short_side, run.clip.size) == (256, (224, 224))
+    assert (run.clip.crop_pct, run.clip.size) == (224 / 256, (224, 224))
     assert (run.head_dropout, run.init_scale) == (0.0, 0.001)
 
 
@@ -127,6 +127,14 @@ def test_parameters_of_the_image_networks(
     assert sum(p.numel() for p in model.parameters()) == published - depth * width
     if tuned:
         assert sum(p.numel() for p in classifier.parameters()) == tuned - depth * width
+
+
+def test_an_old_spelling_and_other_files() -> None:
+    theirs = layout.names_back(TINY.model().state_dict(), layout.PRETRAIN)
+    old = {n.replace("patch_embed.proj.", "patch_embed.project."): v for n, v in theirs.items()}
+    assert set(layout.from_published(old, layout.PRETRAIN)) == set(TINY.model().state_dict())
+    with pytest.raises(TubeletError, match=r"no weights of this layout.*patch_embed\.proj"):
+        layout.from_published({"blocks.0.norm1.weight": torch.zeros(1)}, layout.PRETRAIN)
 
 
 def test_the_images_layout_is_renamed_both_ways() -> None:
@@ -234,8 +242,13 @@ def test_an_encoder_that_drops_gets_masks_of_one_size_and_a_decoder() -> None:
     ragged = {int(run.mask(run.grid, rng_for(0, 0, i)).sum()) for i in range(20)}
     assert len(ragged) > 1
     assert step(run)["backbone.patch_embed.proj.weight"].any()
-    with pytest.raises(TubeletError, match=r"returned .* of 32"):
-        step(replace(run, decoder=None))
+    with pytest.raises(TubeletError, match=r"--encoder\.hide replace"):
+        replace(run, decoder=None)
+
+
+def test_a_teacher_without_a_target_of_it_is_an_error() -> None:
+    with pytest.raises(TubeletError, match="leave out --teacher"):
+        replace(TINY, teacher="runs/fine")
 
 
 def test_a_plain_transformer_replaces_hidden_tokens() -> None:

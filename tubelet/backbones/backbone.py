@@ -113,6 +113,10 @@ class Backbone(nn.Module, ABC):
         """Weights of the same encoder for clips of another size, resized where they depend on it."""
         return dict(weights)
 
+    def check_layer(self, layer: int) -> None:
+        """TubeletError for a block whose output has not the grid and width of the last one's."""
+        depths_of([layer], len(self.blocks))
+
     def check(self, clip: Tensor) -> None:
         """TubeletError for what is no float clip of its channels."""
         if clip.dim() != 5 or clip.shape[1] != self.in_chans:

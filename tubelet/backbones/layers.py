@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -151,18 +153,11 @@ def blocks(
     )
 
 
-def run_block(
-    block: nn.Module,
-    x: Tensor,
-    seeds: Tensor | None,
-    *,
-    recompute: bool,
-    last: int | None = None,
-) -> Tensor:
+def run_block(block: nn.Module, *args: Any, recompute: bool) -> Tensor:
     """The block's output; with `recompute` its inside is computed again in the backward pass."""
     if recompute and block.training and torch.is_grad_enabled():
-        return checkpoint(block, x, seeds, last, use_reentrant=False)
-    return block(x, seeds, last)
+        return checkpoint(block, *args, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    return block(*args)
 
 
 def init_xavier(module: nn.Module) -> None:

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tubelet.backbones import layers as parts
 from tubelet.backbones.backbone import (
@@ -66,6 +65,7 @@ class MViTShape:
         "depths",
         "widths",
         "heads",
+        "pool_kv",
         "mlp_ratio",
         "widen",
     )  # what its weights depend on
@@ -76,6 +76,11 @@ class MViTShape:
             raise TubeletError(
                 f"depths {self.depths}, widths {self.widths} and heads {self.heads} need a value for "
                 "each stage."
+            )
+        if min(*self.depths, *self.heads, self.pool_kv) < 1 or not self.mlp_ratio > 0:
+            raise TubeletError(
+                f"depths {self.depths}, heads {self.heads}, pool_kv {self.pool_kv} and mlp_ratio "
+                f"{self.mlp_ratio:g} must be above 0."
             )
         if any(width % heads for width, heads in zip(self.widths, self.heads, strict=True)):
             raise TubeletError(
@@ -166,7 +171,7 @@ class MViT(Backbone):
         masked: bool = True,
     ):
         """`init` is the same for both: as published, normal, with biases of 0.02."""
-        if in_chans != len(shape.mean):  # as Kinetics' are the same for all colours
+        if in_chans != 3 and shape.mean == KINETICS_MEAN:  # the same for all colours
             shape = replace(shape, mean=shape.mean[:1] * in_chans, std=shape.std[:1] * in_chans)
         super().__init__(
             shape,
@@ -187,7 +192,7 @@ class MViT(Backbone):
         for i, row in enumerate(rows):
             rate = drop_path * i / max(1, len(rows) - 1)
             self.blocks.append(Block(row, grid, shape, rate, salt=i))
-            grid = _pooled(grid, row.pool_q)
+            grid = _cut(grid, row.pool_q)
         self.norm = nn.LayerNorm(self.dim, eps=parts.NORM_EPS) if final_norm else nn.Identity()
         nn.init.trunc_normal_(self.class_token, std=0.02)
         self.apply(_init)
@@ -213,18 +218,19 @@ class MViT(Backbone):
         normed only where they are as wide as the last."""
         self.check(clip)
         x = self.patch_embed["proj"]((clip - self.mean) / self.std)
+        x = x.to(self.class_token.dtype)  # the residual stream is float32 under autocast too
         grid = Grid(*x.shape[2:])
         x = x.flatten(2).transpose(1, 2)
         k = masks_a_clip(masks)
         if masks is not None:
             whole = self.patch.grid_for(*clip.shape[2:])  # an error where tokens would be cut
             x = self.replaced(x, spread(masks.hidden, whole, grid))
-        x = torch.cat([self.class_token.to(x.dtype).expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
         seeds = None if seeds is None else per_mask(seeds, k)
         kept = depths_of(layers, len(self.blocks))
         outputs: dict[int, tuple[Tensor, Grid]] = {}
         for i, block in enumerate(self.blocks[: max(kept, default=len(self.blocks) - 1) + 1]):
-            x = _run(block, x, grid, seeds, recompute=self.grad_checkpointing)
+            x = parts.run_block(block, x, grid, seeds, recompute=self.grad_checkpointing)
             grid = _pooled(grid, block.pool)  # pyright: ignore[reportArgumentType]
             if i in kept:
                 outputs[i] = (self._normed(x, norm)[:, 1:], grid)
@@ -240,6 +246,19 @@ class MViT(Backbone):
 
     def _normed(self, x: Tensor, norm: bool) -> Tensor:
         return self.norm(x) if norm and x.shape[-1] == self.dim else x
+
+    def check_layer(self, layer: int) -> None:
+        """TubeletError for a block whose output has not the grid and width of the last one's."""
+        (at,) = depths_of([layer], len(self.blocks))
+        rows = self.shape.rows
+        pooled = [i for i, row in enumerate(rows) if row.pool_q > 1]
+        narrow = [i + 1 for i, row in enumerate(rows) if row.out < self.dim]
+        first = max([0, *pooled, *narrow])
+        if at < first:
+            raise TubeletError(
+                f"Block {at} of this network has a finer grid or fewer channels than its output: as "
+                f"targets, choose layers {first} to {len(rows) - 1}, or -1 for the last."
+            )
 
     def fitted(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The weights with the tables of relative positions of this clip size and pooling."""
@@ -278,11 +297,11 @@ class Block(nn.Module):
         """[B,1+n,D] over `grid`, seeds int64 [B] -> [B,1+n',D'] over the pooled grid."""
         y = self.norm1(x)
         if self.proj is not None and self.widen == "attention":
-            x = self.proj(y)
+            x = self.proj(y).to(x.dtype)
         x = self._pooled(x, grid) + self.drop1(self.attn(y, grid), seeds)
         z = self.norm2(x)
         if self.proj is not None and self.widen == "mlp":
-            x = self.proj(z)
+            x = self.proj(z).to(x.dtype)
         return x + self.drop2(self.mlp(z), seeds)
 
     def _pooled(self, x: Tensor, grid: Grid) -> Tensor:
@@ -330,9 +349,9 @@ class PoolingAttention(nn.Module):
         few, many = _pooled(grid, self.pool), _pooled(grid, self.pool_kv)
         # The logits of an axis depend on the key by its place along it alone: they join the fused
         # kernel as more dimensions, of the query its logits, of the key where it is, as one-hot.
-        scaled = torch.cat([q * q.shape[-1] ** -0.5, self._relative(q, few, many)], -1)
+        scaled = _padded(torch.cat([q * q.shape[-1] ** -0.5, self._relative(q, few, many)], -1))
         places = places_of(many, k.device, k.dtype).expand(*k.shape[:2], -1, -1)
-        keys = torch.cat([k, places], -1)
+        keys = _padded(torch.cat([k, places], -1))
         values = F.pad(v, (0, keys.shape[-1] - v.shape[-1]))  # kernels want one width for all
         out = F.scaled_dot_product_attention(scaled, keys, values, scale=1.0)
         out = out[..., : v.shape[-1]]
@@ -373,7 +392,7 @@ def relative(table: Tensor, queries: int, keys: int) -> Tensor:
     q, k = max(keys / queries, 1.0), max(queries / keys, 1.0)
     at = torch.arange(queries, device=table.device)[:, None] * q
     at = at - torch.arange(keys, device=table.device) * k + (keys - 1) * k
-    return table[at.long()]
+    return F.embedding(at.long(), table)  # its gradient is the same however many threads add it
 
 
 def resize_relative(table: Tensor, rows: int) -> Tensor:
@@ -402,6 +421,11 @@ def spread(hidden: Tensor, grid: Grid, fine: Grid) -> Tensor:
     return volume.flatten(2)
 
 
+def _padded(x: Tensor) -> Tensor:
+    """[...,d] -> [...,d']: zeros up to a multiple of 8, which fused kernels on GPUs ask for."""
+    return F.pad(x, (0, -x.shape[-1] % 8))
+
+
 def _begin(frames: int, height: int, width: int) -> Grid:
     """The grid of the patch embedding."""
     wrong = min(frames, height, width) < 1
@@ -418,15 +442,6 @@ def _pooled(grid: Grid, stride: int) -> Grid:
 def _cut(grid: Grid, stride: int) -> Grid:
     """As `_pooled`, rounded down: how the published code sizes its tables."""
     return Grid(grid.t, grid.h // stride, grid.w // stride)
-
-
-def _run(
-    block: nn.Module, x: Tensor, grid: Grid, seeds: Tensor | None, *, recompute: bool
-) -> Tensor:
-    """The block's output; with `recompute` its inside is computed again in the backward pass."""
-    if recompute and block.training and torch.is_grad_enabled():
-        return checkpoint(block, x, grid, seeds, use_reentrant=False)  # pyright: ignore[reportReturnType]
-    return block(x, grid, seeds)
 
 
 def _init(module: nn.Module) -> None:

@@ -161,7 +161,7 @@ class ViT(Backbone):
         grid = self.grid_for(*clip.shape[2:])
         k = masks_a_clip(masks)
         x, at = self._embed(clip, grid, masks)
-        x = (x + self.positions(grid)[at]).reshape(len(clip) * k, -1, self.dim)
+        x = x.reshape(len(clip) * k, -1, self.dim)
         if self.class_token is not None:
             first = (self.class_token + self.positions.prefix()).to(x.dtype)
             x = torch.cat([first.expand(len(x), -1, -1), x], 1)
@@ -183,15 +183,17 @@ class ViT(Backbone):
         )
 
     def _embed(self, clip: Tensor, grid: Grid, masks: Masks | None) -> tuple[Tensor, Tensor]:
-        """-> embedded patches, and where they are: [B,k*K,D] and [B,k*K], or [B*k,N,D] and [B*k,N]."""
-        patches = patchify(clip, self.patch)
+        """-> patches embedded, with their positions, and where they are: [B,k*K,D] and [B,k*K], or
+        [B*k,N,D] and [B*k,N]."""
+        patches, table = patchify(clip, self.patch), self.positions(grid)
         if masks is not None and self.hide == "drop":
             at = masks.keep.flatten(1)
-            return self.patch_embed((gather(patches, at) - self.mean) / self.std), at
+            x = self.patch_embed((gather(patches, at) - self.mean) / self.std)
+            return x + F.embedding(at, table), at
         x = self.patch_embed((patches - self.mean) / self.std)
         if masks is not None:
             x = self.replaced(x, masks.hidden)
-        return x, torch.arange(grid.size, device=clip.device).expand(len(x), -1)
+        return x + table, torch.arange(grid.size, device=clip.device).expand(len(x), -1)
 
     def no_weight_decay(self) -> set[str]:
         """The class token, as image MAE; none where hidden tokens are replaced, as MaskFeat."""

@@ -204,11 +204,6 @@ def _checked(spec: ClipSpec, frames: int, fps: float) -> int:
     kinds = get_args(Sampling)
     if spec.sampling not in kinds:
         wrong.append(f"sampling must be one of {', '.join(kinds)} (got {spec.sampling!r})")
-    if spec.short_side is not None and spec.short_side < max(spec.size):
-        wrong.append(
-            f"short_side must be at least {max(spec.size)} for crops of {spec.size[0]}x{spec.size[1]}, "
-            f"or None (got {spec.short_side})"
-        )
     if wrong:
         raise TubeletError(f"No clip can be drawn: {'; '.join(wrong)}.")
     return int(frames)

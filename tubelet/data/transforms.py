@@ -112,21 +112,20 @@ def spatial_views(
     size: Size,
     crops: int,
     *,
-    short_side: int | None = None,
+    crop_pct: float = 1.0,
     interpolation: Literal["bilinear", "bicubic"] = "bilinear",
 ) -> Tensor:
     """uint8 [T,H,W,C] -> uint8 [crops,C,T,h,w]: the test crops; one is the centre.
 
-    The frame is resized to the smallest that covers the size (VideoMAE's test, arXiv 2203.12602),
-    or until its short side has `short_side` pixels (MaskFeat's: 256, for crops of 224). Crop j
-    starts at floor(j*room/(crops-1)) along the axis with more room, in the middle of the other.
+    The frame is resized to the smallest that covers the size (VideoMAE's test, arXiv 2203.12602);
+    with `crop_pct` below 1, to the smallest that covers size / crop_pct (MaskFeat's 0.875: a short
+    side of 256 pixels for crops of 224). Crop j starts at floor(j*room/(crops-1)) along the axis with more room, in the middle of the other.
     """
     _check(clip)
     if crops < 1:
         raise TubeletError(f"crops must be at least 1 (got {crops}): 1 is the centre.")
     h, w = size
-    covered = size if short_side is None else (short_side, short_side)
-    cover = _cover((clip.shape[1], clip.shape[2]), covered)
+    cover = _cover((clip.shape[1], clip.shape[2]), (round(h / crop_pct), round(w / crop_pct)))
     whole = resize(clip, cover, interpolation)
     down, across = cover[0] - h, cover[1] - w
     views = []
@@ -152,7 +151,7 @@ def _cover(frame: Size, size: Size) -> Size:
 def views_of(frames: Tensor, spec: ClipSpec, crops: int = 1) -> Tensor:
     """uint8 [T,H,W,C] -> uint8 [crops,C,T,h,w]: what evaluation and prediction see of frames."""
     return spatial_views(
-        frames, spec.size, crops, short_side=spec.short_side, interpolation=spec.interpolation
+        frames, spec.size, crops, crop_pct=spec.crop_pct, interpolation=spec.interpolation
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tubelet.errors import TubeletError
 from tubelet.interop.names import renamed
 from tubelet.interop.tables import join_bias, split_bias
 
@@ -42,7 +43,13 @@ def from_published(
     state: Mapping[str, Tensor], table: tuple[tuple[str, str], ...]
 ) -> dict[str, Tensor]:
     """A published state dict -> ours; `table`: `PRETRAIN` or `CLASSIFIER`. Unknown names are errors."""
-    kept = {name: value for name, value in state.items() if not name.startswith(FILTERS)}
+    kept = {
+        name.replace("patch_embed.project.", "patch_embed.proj."): value  # as some files spell it
+        for name, value in state.items()
+        if not name.startswith(FILTERS)
+    }
+    if PATCHES not in kept:
+        raise TubeletError(f"These are no weights of this layout: they have no {PATCHES}.")
     if kept[PATCHES].dim() == 4:  # of images
         kept[PATCHES] = kept[PATCHES].unsqueeze(2)
         kept[TABLE] = kept[TABLE][0]

@@ -47,7 +47,7 @@ class HogOptions:
     frames: Literal["centre", "all"] = "centre"  # of a token
 
 
-CLIP = ClipSpec(num_frames=16, sampling="dense_fps", sampling_rate=4, short_side=256)
+CLIP = ClipSpec(num_frames=16, sampling="dense_fps", sampling_rate=4, crop_pct=0.875)
 CROP = Augment(crop="random_resized", area=(0.5, 1.0), flip=0.5)
 # What both published pretraining configurations share; rates for 256 videos, of 32 at 1e-4.
 TRAIN = TrainConfig(
@@ -69,7 +69,7 @@ class MaskFeat(Pretraining):
     augment: Augment = CROP
     train: Annotated[TrainConfig, Flat] = TRAIN
     encoder: AnyEncoder = replace(MVIT_SMALL, pool_last=False)
-    decoder: Annotated[DecoderShape | None, tyro.conf.AvoidSubcommands] = None
+    decoder: Annotated[DecoderShape | None, tyro.conf.Suppress] = None
     """None: a linear layer, as published. A shallow ViT is for encoders that drop hidden tokens."""
     mask_type: Literal["cube", "tube", "frame", "random"] = "cube"
     """cube: boxes in space and time; tube: blocks, the same in each time slot (on images the blocks
@@ -88,6 +88,18 @@ class MaskFeat(Pretraining):
     teacher_width: int = 0
     """Width of its features, size of its vocabulary or its number of classes; 0: as it says."""
 
+    def __post_init__(self) -> None:
+        if self.decoder is None and self.encoder.hide == "drop":
+            raise TubeletError(
+                "A linear decoder predicts from hidden tokens, and this encoder drops them: replace "
+                "them (--encoder.hide replace), or give the run a decoder=DecoderShape(...) in Python."
+            )
+        if self.teacher and self.target not in TAUGHT_BY:
+            raise TubeletError(
+                f"The target {self.target!r} has no teacher: leave out --teacher, or choose --target "
+                f"{', '.join(TAUGHT_BY)}."
+            )
+
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
         """-> hidden bool [N]; of cube and tube the number of tokens varies."""
         if self.mask_type == "random":
@@ -105,6 +117,10 @@ class MaskFeat(Pretraining):
     def teachers(self) -> dict[str, str]:
         """{branch: where its frozen network comes from}."""
         return {self.target: self.teacher} if self.target in TAUGHT_BY else {}
+
+    def teacher_options(self, branch: str) -> dict[str, Any]:
+        """Of a fine-tuned run, pseudo-labels are what it says of its classes."""
+        return {"logits": True} if branch == "pseudo_labels" else {}
 
     def teacher_flags(self, branch: str) -> tuple[str, str]:
         """How a user gives the frozen network, and how to do without."""
@@ -178,7 +194,7 @@ large_k700 = changed(large_k600, published="K700 80.4 after fine-tuning on large
 base_in1k = changed(
     small_k400,
     encoder=image(BASE),
-    clip=ClipSpec(num_frames=1, sampling_rate=1, short_side=256, interpolation="bicubic"),
+    clip=ClipSpec(num_frames=1, sampling_rate=1, crop_pct=0.875, interpolation="bicubic"),
     augment=replace(CROP, interpolation="bicubic"),
     mask_type="tube",
     mask_unit=(1, 1, 1),
@@ -239,19 +255,18 @@ large_k400_312_finetune = changed(
     size=(312, 312),
     num_frames=32,
     sampling_rate=3,
-    short_side=312,
+    crop_pct=1.0,
     epochs=30,
     test_num_segment=5,
     test_num_crop=3,
-    published="K400 86.7 at the larger inputs (paper)",
+    published="K400 86.7 at 312 or 352 pixels (paper)",
     source=OURS,
 )
 large_k400_352_finetune = changed(
     large_k400_312_finetune,
     size=(352, 352),
     num_frames=40,
-    short_side=352,
-    published="K400 86.7 at the larger inputs (paper)",
+    published="K400 86.7 at 312 or 352 pixels (paper)",
 )
 
 base_in1k_finetune = changed(

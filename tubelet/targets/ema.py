@@ -24,7 +24,7 @@ class Bootstrap(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Any,
         width: int,
         *,
         momentum: float = 0.999,
@@ -33,6 +33,7 @@ class Bootstrap(nn.Module):
         precision: Precision = "auto",
     ):
         super().__init__()
+        backbone.check_layer(layer)
         self.network: Any = copy.deepcopy(backbone).eval().requires_grad_(False)
         self.width = width
         self.momentum = momentum

@@ -126,7 +126,8 @@ class Teacher(nn.Module):
                 f"The teacher {self.name} takes clips of {self.num_frames} frames, and the student's "
                 f"have {frames}: pass --num-frames {self.num_frames}."
             )
-        return self.patch.grid_for(frames, height, width)
+        fit = getattr(self.module, "grid_for", self.patch.grid_for)  # ours may cut tokens
+        return fit(frames, height, width)
 
     def forward(
         self, clip: Tensor, slots: int, layer: int = -1, size: tuple[int, int] | None = None
@@ -207,7 +208,7 @@ class Features(nn.Module):
             raise TubeletError(
                 f"The teacher {teacher.name} has features of width {teacher.width}, and this model "
                 f"predicts {self.width}: choose the run for a teacher of that size, or let the width be "
-                f"the teacher's (--image.width 0, --video.width 0)."
+                f"the teacher's (--image.width 0, --video.width 0; of MaskFeat --teacher-width 0)."
             )
         if self.size and teacher.size and self.size != teacher.size:
             raise TubeletError(

@@ -119,9 +119,10 @@ def wrap(
     if checkpoint_blocks:
         _checkpoint_blocks(model)
     if compile:
-        for part in _with_frozen(model):
-            for block in _blocks(part):
-                block.compile()
+        blocks = [block for part in _with_frozen(model) for block in _blocks(part)]
+        _allow_variants(2 * len(blocks))
+        for block in blocks:
+            block.compile()
     if place.world == 1:
         return model
     for tensor in chain(model.parameters(), model.buffers()):
@@ -211,6 +212,17 @@ def on_main(place: Place, act: Callable[[], Any]) -> Any:
     if failed is not None:
         raise failed
     return result
+
+
+def _allow_variants(count: int) -> None:
+    """Blocks share their code, and differ in shapes and drop path, in training and evaluation:
+    each may be a variant, and beyond the limit (8) torch would silently compute without compiling.
+    """
+    config: Any = torch._dynamo.config  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+    for name in ("recompile_limit", "cache_size_limit"):  # torch renamed the option
+        if hasattr(config, name):
+            setattr(config, name, max(count, getattr(config, name)))
+            return
 
 
 def _with_frozen(model: nn.Module) -> Iterable[nn.Module]:

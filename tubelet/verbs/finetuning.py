@@ -143,10 +143,12 @@ def _encoder(run: Finetune) -> Backbone:
             f"The encoder in {run.weights} takes {encoder.in_chans} channels: pass --in-chans "
             f"{encoder.in_chans} instead of {clip.in_chans}."
         )
-    if isinstance(wanted, MViTShape):  # its pooling and its tables are those of the run's clips
-        size = (clip.num_frames, *clip.size)
+    if isinstance(wanted, MViTShape):  # its last pooling and its tables are those of this run
         encoder, _ = zoo.encoder_of(
-            run.weights, drop_path=run.drop_path, shape=wanted, trained=size
+            run.weights,
+            drop_path=run.drop_path,
+            shape=replace(found, pool_last=wanted.pool_last),
+            trained=(clip.num_frames, *clip.size),
         )
     encoder.grid_for(clip.num_frames, *clip.size)
     return encoder

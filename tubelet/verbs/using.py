@@ -105,6 +105,11 @@ def _connect(model: MaskedModel, run: Pretraining, branch: Branch) -> None:
     if isinstance(branch.target, Features) and branch.target.teacher is None:
         options = run.teacher_options(branch.name)
         source = run.teachers()[branch.name]
+        if not source:
+            raise TubeletError(
+                f"What the branch {branch.name} predicts is a teacher's, and this run was given its "
+                "teacher in Python: connect it (tubelet.teachers.connect) and pass the model."
+            )
         connect(model, {branch.name: load_teacher(source, **options)})
 
 
