@@ -16,12 +16,9 @@ from tubelet.backbones.mvit import (
     MVIT_SMALL,
     MViT,
     MViTShape,
-    PoolingAttention,
-    places_of,
-    relative,
-    resize_relative,
     spread,
 )
+from tubelet.backbones.pooling import PoolingAttention, places_of, relative, resize_relative
 from tubelet.errors import TubeletError
 from tubelet.masks import pack
 from tubelet.methods.maskfeat import (
@@ -154,8 +151,8 @@ def test_attention_is_the_written_out_formula(pool: int, pool_kv: int) -> None:
     """Logits with a bias for each pair (arXiv 2112.01526, eq. 4), softmax, residual pooling."""
     torch.manual_seed(0)
     grid = Grid(2, 4, 4)
-    row = tiny().shape.rows[0]._replace(width=16, heads=2, pool_q=pool, pool_kv=pool_kv)
-    attention = PoolingAttention(row, 16, grid).double()
+    pools = {"pool_q": pool, "pool_kv": pool_kv}
+    attention = PoolingAttention(16, 16, heads=2, trained=grid, **pools).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     x = torch.randn(2, 1 + grid.size, 16, dtype=torch.double)

@@ -24,6 +24,7 @@ from tubelet.backbones.backbone import (
     masks_a_clip,
     per_mask,
 )
+from tubelet.backbones.pooling import PoolingAttention, cut_grid, pooled_grid, resize_relative
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid, Masks, Patch, Tokens
 
@@ -132,7 +133,7 @@ class MViTShape:
         """The output's grid; a size that the token does not divide ends in a token of less."""
         grid = _begin(frames, height, width)
         for pool in self.pools:
-            grid = _pooled(grid, pool)
+            grid = pooled_grid(grid, pool)
         return grid
 
     def build(self, **options: Any) -> MViT:
@@ -192,7 +193,7 @@ class MViT(Backbone):
         for i, row in enumerate(rows):
             rate = drop_path * i / max(1, len(rows) - 1)
             self.blocks.append(Block(row, grid, shape, rate, salt=i))
-            grid = _cut(grid, row.pool_q)
+            grid = cut_grid(grid, row.pool_q)
         self.norm = nn.LayerNorm(self.dim, eps=parts.NORM_EPS) if final_norm else nn.Identity()
         nn.init.trunc_normal_(self.class_token, std=0.02)
         self.apply(_init)
@@ -231,7 +232,7 @@ class MViT(Backbone):
         outputs: dict[int, tuple[Tensor, Grid]] = {}
         for i, block in enumerate(self.blocks[: max(kept, default=len(self.blocks) - 1) + 1]):
             x = parts.run_block(block, x, grid, seeds, recompute=self.grad_checkpointing)
-            grid = _pooled(grid, block.pool)  # pyright: ignore[reportArgumentType]
+            grid = pooled_grid(grid, block.pool)  # pyright: ignore[reportArgumentType]
             if i in kept:
                 outputs[i] = (self._normed(x, norm)[:, 1:], grid)
         x = self._normed(x, norm)
@@ -284,7 +285,14 @@ class Block(nn.Module):
         self.widen = shape.widen
         self.pool = row.pool_q
         self.norm1 = nn.LayerNorm(row.width, eps=parts.NORM_EPS)
-        self.attn = PoolingAttention(row, inner, grid)
+        self.attn = PoolingAttention(
+            row.width,
+            inner,
+            heads=row.heads,
+            pool_q=row.pool_q,
+            pool_kv=row.pool_kv,
+            trained=grid,
+        )
         self.norm2 = nn.LayerNorm(inner, eps=parts.NORM_EPS)
         self.mlp = parts.Mlp(inner, int(inner * shape.mlp_ratio), row.out)
         self.proj: nn.Module | None = None
@@ -314,105 +322,6 @@ class Block(nn.Module):
         return torch.cat([x[:, :1], pooled], 1)
 
 
-class PoolingAttention(nn.Module):
-    """Attention of pooled queries over pooled keys and values, with relative positions.
-
-    Queries, keys and values are each pooled by a depthwise convolution shared by the heads. The
-    logits get q·R for each axis, R the learned vector of the distance along it (arXiv 2112.01526,
-    equation 4), and the output the pooled queries (equation 5). The class token is not pooled, has
-    no position, and gets no query.
-    """
-
-    def __init__(self, row: Row, width: int, grid: Grid):
-        super().__init__()
-        self.heads = row.heads
-        self.pool, self.pool_kv = row.pool_q, row.pool_kv
-        d = width // row.heads
-        self.qkv = nn.Linear(row.width, 3 * width)
-        self.proj = nn.Linear(width, width)
-        for name in "qkv":
-            self.add_module(f"pool_{name}", nn.Conv3d(d, d, 3, padding=1, groups=d, bias=False))
-            self.add_module(f"norm_{name}", nn.LayerNorm(d, eps=parts.NORM_EPS))
-        q, k = _cut(grid, self.pool), _cut(grid, self.pool_kv)
-        sizes = {axis: 2 * max(m, n) - 1 for axis, m, n in zip("thw", q, k, strict=True)}
-        for axis, size in sizes.items():
-            table = nn.Parameter(torch.zeros(size, d))
-            nn.init.trunc_normal_(table, std=0.02)
-            self.register_parameter(f"rel_pos_{axis}", table)
-
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        """[B,1+n,D] over `grid` -> [B,1+n',D'] over the pooled grid."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q = self._pooled("q", q, grid, self.pool)
-        k = self._pooled("k", k, grid, self.pool_kv)
-        v = self._pooled("v", v, grid, self.pool_kv)
-        few, many = _pooled(grid, self.pool), _pooled(grid, self.pool_kv)
-        # The logits of an axis depend on the key by its place along it alone: they join the fused
-        # kernel as more dimensions, of the query its logits, of the key where it is, as one-hot.
-        scaled = _padded(torch.cat([q * q.shape[-1] ** -0.5, self._relative(q, few, many)], -1))
-        places = places_of(many, k.device, k.dtype).expand(*k.shape[:2], -1, -1)
-        keys = _padded(torch.cat([k, places], -1))
-        values = F.pad(v, (0, keys.shape[-1] - v.shape[-1]))  # kernels want one width for all
-        out = F.scaled_dot_product_attention(scaled, keys, values, scale=1.0)
-        out = out[..., : v.shape[-1]]
-        out = torch.cat([out[:, :, :1], out[:, :, 1:] + q[:, :, 1:]], 2)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-    def _pooled(self, name: str, x: Tensor, grid: Grid, stride: int) -> Tensor:
-        """[B,heads,1+n,d] -> [B,heads,1+n',d]: convolved where there are places, then normed."""
-        pool, norm = self.get_submodule(f"pool_{name}"), self.get_submodule(f"norm_{name}")
-        volume = x[:, :, 1:].flatten(0, 1).transpose(1, 2).unflatten(2, tuple(grid))
-        weight: Any = pool.weight
-        volume = F.conv3d(
-            volume, weight, stride=(1, stride, stride), padding=1, groups=volume.shape[1]
-        )
-        places = volume.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
-        return norm(torch.cat([x[:, :, :1], places], 2))
-
-    def _relative(self, q: Tensor, few: Grid, many: Grid) -> Tensor:
-        """q [B,heads,1+n,d] over `few` -> [B,heads,1+n,t+h+w]: its logits by place along each axis
-        of `many`; none for the class token."""
-        places = q[:, :, 1:].unflatten(2, tuple(few))
-        sums = {"t": "bnthwd,tkd->bnthwk", "h": "bnthwd,hkd->bnthwk", "w": "bnthwd,wkd->bnthwk"}
-        axes = [
-            torch.einsum(
-                rule, places, relative(self.get_parameter(f"rel_pos_{a}"), m, n).to(q.dtype)
-            )
-            for (a, rule), m, n in zip(sums.items(), few, many, strict=True)
-        ]
-        return F.pad(torch.cat(axes, -1).flatten(2, 4), (0, 0, 1, 0))
-
-
-def relative(table: Tensor, queries: int, keys: int) -> Tensor:
-    """table [2n-1,d] -> [queries,keys,d]: the row for the distance of each pair along an axis.
-
-    Distances are in steps of the finer of the two; a table for other lengths is resized first.
-    """
-    table = resize_relative(table, 2 * max(queries, keys) - 1)
-    q, k = max(keys / queries, 1.0), max(queries / keys, 1.0)
-    at = torch.arange(queries, device=table.device)[:, None] * q
-    at = at - torch.arange(keys, device=table.device) * k + (keys - 1) * k
-    return F.embedding(at.long(), table)  # its gradient is the same however many threads add it
-
-
-def resize_relative(table: Tensor, rows: int) -> Tensor:
-    """[n,d] -> [rows,d], linear (half-pixel centres)."""
-    if len(table) == rows:
-        return table
-    return F.interpolate(table.T[None], rows, mode="linear")[0].T
-
-
-def places_of(grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """-> [1+N,t+h+w]: one-hot slot, row and column of each token; zeros for the class token."""
-    axes = (torch.eye(n, device=device, dtype=dtype) for n in grid)
-    t, h, w = grid
-    slot, row, column = (
-        one.view(*shape, -1).expand(t, h, w, -1)
-        for one, shape in zip(axes, ((t, 1, 1), (1, h, 1), (1, 1, w)), strict=True)
-    )
-    return F.pad(torch.cat([slot, row, column], -1).flatten(0, 2), (0, 0, 1, 0))
-
-
 def spread(hidden: Tensor, grid: Grid, fine: Grid) -> Tensor:
     """hidden bool [B,k,N] over `grid` -> [B,k,n] over a finer one that it divides."""
     volume = hidden.unflatten(2, tuple(grid))
@@ -421,27 +330,11 @@ def spread(hidden: Tensor, grid: Grid, fine: Grid) -> Tensor:
     return volume.flatten(2)
 
 
-def _padded(x: Tensor) -> Tensor:
-    """[...,d] -> [...,d']: zeros up to a multiple of 8, which fused kernels on GPUs ask for."""
-    return F.pad(x, (0, -x.shape[-1] % 8))
-
-
 def _begin(frames: int, height: int, width: int) -> Grid:
     """The grid of the patch embedding."""
-    wrong = min(frames, height, width) < 1
-    if wrong:
+    if min(frames, height, width) < 1:
         raise TubeletError(f"A clip of {frames}x{height}x{width} has no pixels.")
     return Grid(*(-(-n // stride) for n, stride in zip((frames, height, width), STEM, strict=True)))
-
-
-def _pooled(grid: Grid, stride: int) -> Grid:
-    """The grid after a convolution of 3x3x3 with this stride over rows and columns, and padding."""
-    return Grid(grid.t, -(-grid.h // stride), -(-grid.w // stride))
-
-
-def _cut(grid: Grid, stride: int) -> Grid:
-    """As `_pooled`, rounded down: how the published code sizes its tables."""
-    return Grid(grid.t, grid.h // stride, grid.w // stride)
 
 
 def _init(module: nn.Module) -> None:
