@@ -24,6 +24,7 @@ class DecoderShape:
     width: int = 384
     depth: int = 4
     heads: int = 6
+    mlp_ratio: float = 4.0
 
 
 class Joint(nn.Module):
@@ -55,7 +56,12 @@ class Joint(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.positions = positions_of(position, shape.width, trained, positions)
         self.blocks = parts.blocks(
-            shape.width, shape.depth, shape.heads, drop_path=drop_path, salt=SALT
+            shape.width,
+            shape.depth,
+            shape.heads,
+            shape.mlp_ratio,
+            drop_path=drop_path,
+            salt=SALT,
         )
         self.grad_checkpointing = False
         self.norm = nn.LayerNorm(shape.width, eps=parts.NORM_EPS)

@@ -203,6 +203,9 @@ def _inside(
     return sums[t1, h1, w1] - sums[t1, h, w1] - sums[t1, h1, w] + sums[t1, h, w] - early
 
 
+DECODER_DRAWS = {"running_cell": running_cell, "frame": frame, "random": random}
+
+
 def _draw(
     cells: int, mask_ratio: float, rng: np.random.Generator, what: str, *, rounded: bool = False
 ) -> Tensor:

@@ -27,7 +27,9 @@ from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
 
 SIZES = ("small", "base", "large", "huge")
-ALIAS = re.compile(r"(pretrain_videomae|vit)_(small|base|large|huge)_patch16_(\d+)")
+ALIAS = re.compile(
+    r"(pretrain_videomae|vit)_(?:(small|base|large|huge)_patch16|(giant)_patch14)_(\d+)"
+)
 # arXiv 2112.01526, supervised: S and B widen in attention, L as MaskFeat's.
 MVITS = {
     "mvitv2_small": replace(MVIT_SMALL, widen="attention"),
@@ -38,9 +40,9 @@ MVITS = {
 
 def list_models() -> list[str]:
     """The names that `create` takes: published model names, and the named pretraining runs."""
-    published = [
-        f"{kind}_{size}_patch16_224" for kind in ("vit", "pretrain_videomae") for size in SIZES
-    ]
+    kinds = ("vit", "pretrain_videomae")
+    published = [f"{kind}_{size}_patch16_224" for kind in kinds for size in SIZES]
+    published += [f"{kind}_giant_patch14_224" for kind in kinds]
     published += MVITS
     return published + [name for name, run in named_runs().items() if isinstance(run, Pretraining)]
 
@@ -92,8 +94,9 @@ def _known(name: str) -> tuple[Pretraining, bool]:
     """A name that `create` takes -> the run with its encoder and clips, and whether it has labels."""
     match = ALIAS.fullmatch(name)
     if match:
-        side = int(match[3])
-        run = changed(find(f"videomae:{match[2]}_k400"), size=(side, side))
+        side = int(match[4])
+        of = f"videomae:{match[2]}_k400" if match[2] else f"videomae_v2:{match[3]}_hybrid"
+        run = changed(find(of), size=(side, side))
     elif name in MVITS:
         run = changed(find("maskfeat:small_k400"), encoder=MVITS[name])
     elif ":" in name:

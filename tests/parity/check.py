@@ -118,7 +118,8 @@ def videomae_pretrain(given: Given) -> dict[str, Tensor]:
     target = Pixels(backbone.patch, config["in_chans"])
     model = MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])
     apply_weights(model, renamed(given.weights, videomae.PRETRAIN), "the case")
-    clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None])
+    asked = ~io["decoder_mask"][:, None] if "decoder_mask" in io else None  # VideoMAE V2
+    clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None], asked)
     total, weight = model(clip, masks)["loss"]
     loss = total / weight
     loss.backward()
@@ -263,10 +264,11 @@ def classifier(given: Given) -> dict[str, Tensor]:
     }
 
 
-INPUTS = {"clip", "image", "mask"}
+INPUTS = {"clip", "image", "mask", "decoder_mask"}
 HISTOGRAMS = ("hog_map", "target")
 CASES: dict[str, Case] = {
     "videomae": videomae_pretrain,
+    "videomae_v2": videomae_pretrain,
     "mvd": mvd_pretrain,
     "image_mae": image_mae_pretrain,
     "maskfeat": maskfeat_pretrain,

@@ -81,6 +81,7 @@ SMALL = ViTShape(384, 12, 6)
 BASE = ViTShape(768, 12, 12)
 LARGE = ViTShape(1024, 24, 16)
 HUGE = ViTShape(1280, 32, 16)
+GIANT = ViTShape(1408, 40, 16, 48 / 11, patch=14)  # arXiv 2303.16727, Table 1
 
 
 class PatchEmbed(nn.Module):

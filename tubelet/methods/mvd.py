@@ -96,8 +96,6 @@ class MVD(Pretraining):
     predict: Literal["hidden", "all"] = "hidden"
     """hidden: what the student does not see, as published; all: the features of visible tokens too
     (as arXiv 2303.16058 does), which teaches faster where a teacher is hard to guess."""
-    decoder_mask_ratio: float = 0.0
-    """Share of the tokens that is not decoded, in running cells (VideoMAE V2): 0, 0.25, 0.5, 0.75."""
     drop_path: float = 0.1
 
     def __post_init__(self) -> None:
@@ -171,9 +169,7 @@ class MVD(Pretraining):
         """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
         if self.count_visible:
             return torch.ones_like(hidden)
-        if not self.decoder_mask_ratio:
-            return None
-        return ~masks.running_cell(grid, rng, mask_ratio=self.decoder_mask_ratio)
+        return super().asked(grid, hidden, rng)
 
     @property
     def count_visible(self) -> bool:

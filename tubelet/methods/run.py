@@ -75,6 +75,14 @@ class Pretraining(Run, ABC):
     mask_ratio: float = 0.9
     masks_per_clip: int = 1
     """Masks drawn for each clip: one decode and one target serve them all (arXiv 2212.07525, 3.2)."""
+    decoder_mask_ratio: float = 0.0
+    """Share of the tokens that is not decoded, by a mask of its own (arXiv 2303.16727, 3.2); 0: what
+    is hidden is decoded."""
+    decoder_mask_type: Literal["running_cell", "frame", "random"] = "running_cell"
+    """running_cell: in each 2x2 cell, by turns; shares of 0.25, 0.5 and 0.75."""
+    decode_visible: bool = True
+    """With a decoder mask, decode visible tokens too, as published: they carry no loss, but are
+    attended to."""
 
     @property
     def grid(self) -> Grid:
@@ -115,7 +123,17 @@ class Pretraining(Run, ABC):
 
     def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
-        return None
+        if not self.decoder_mask_ratio:
+            return None
+        if self.decoder_mask_type == "random" and not self.decode_visible:
+            raise TubeletError(
+                "A random decoder mask leaves another number of hidden tokens in each clip: choose "
+                "--decoder-mask-type running_cell or frame, or decode visible tokens too "
+                "(--decode-visible)."
+            )
+        left_out = masks.DECODER_DRAWS[self.decoder_mask_type]
+        decoded = ~left_out(grid, rng, mask_ratio=self.decoder_mask_ratio)
+        return decoded if self.decode_visible else decoded & hidden
 
     @property
     def count_visible(self) -> bool:
@@ -309,7 +327,7 @@ def _module(name: str) -> types.ModuleType:
         ) from error
 
 
-METHODS = ("videomae", "mae", "mvd", "maskfeat")
+METHODS = ("videomae", "videomae_v2", "mae", "mvd", "maskfeat")
 
 
 def named_runs() -> dict[str, Run]:

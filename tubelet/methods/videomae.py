@@ -44,6 +44,10 @@ class VideoMAE(Pretraining):
                 "centre_frame_only with mask_type 'frame' may show the frame that is to be "
                 "predicted: choose mask_type 'tube' or 'random'."
             )
+        if self.centre_frame_only and self.decoder_mask_ratio:
+            raise TubeletError(
+                "centre_frame_only and decoder_mask_ratio both say what is decoded: leave one out."
+            )
 
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
         """-> hidden bool [N]."""
@@ -52,7 +56,7 @@ class VideoMAE(Pretraining):
     def asked(self, grid: Grid, hidden: Tensor, rng: np.random.Generator) -> Tensor | None:
         """hidden bool [N] -> what the decoder predicts, bool [N]; None: all that is hidden."""
         if not self.centre_frame_only:
-            return None
+            return super().asked(grid, hidden, rng)
         centre = torch.zeros(grid, dtype=torch.bool)
         centre[grid.t // 2] = True
         # Random masks hide a varying number there: then all of the slot is asked for, and what is
