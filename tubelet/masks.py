@@ -60,6 +60,9 @@ def running_cell(grid: Grid, rng: np.random.Generator, *, mask_ratio: float) -> 
     return ((phase + t + 1 + 2 * (h % 2) + w % 2) % 4 < 4 * mask_ratio).flatten()
 
 
+DECODER_DRAWS = {"running_cell": running_cell, "frame": frame, "random": random}
+
+
 def cube(
     grid: Grid,
     rng: np.random.Generator,
@@ -203,9 +206,6 @@ def _inside(
     return sums[t1, h1, w1] - sums[t1, h, w1] - sums[t1, h1, w] + sums[t1, h, w] - early
 
 
-DECODER_DRAWS = {"running_cell": running_cell, "frame": frame, "random": random}
-
-
 def _draw(
     cells: int, mask_ratio: float, rng: np.random.Generator, what: str, *, rounded: bool = False
 ) -> Tensor:
@@ -239,6 +239,7 @@ def pack(
     *,
     count_visible: bool = False,
     replace: bool = False,
+    fill: bool = True,
 ) -> Masks:
     """hidden bool [B,k,N], asked bool [B,k,N] -> Masks of static size.
 
@@ -246,16 +247,20 @@ def pack(
     unless `count_visible`. Raises where rows differ in how many tokens they hide or ask for.
 
     `replace`: for a backbone that replaces what is hidden and so takes all N tokens. Rows may
-    differ then: `asked` is filled up with position 0 at weight 0.
+    differ then: `asked` is filled up with position 0 at weight 0, unless `fill` is off, as for a
+    decoder that attends to what is asked for.
     """
     asked = hidden if asked is None else asked
     n = hidden.shape[-1]
-    if replace:
+    if replace and fill:
         at, real = _filled(asked)
+    else:
+        at = _indices(asked, "asks for")
+        real = torch.ones_like(at, dtype=torch.bool)
+    if replace:
         keep = torch.arange(n, device=hidden.device).expand(hidden.shape)
     else:
-        at, keep = _indices(asked, "asks for"), _indices(~hidden, "shows")
-        real = torch.ones_like(at, dtype=torch.bool)
+        keep = _indices(~hidden, "shows")
     counts = real if count_visible else real & hidden.gather(-1, at)
     return Masks(hidden=hidden, keep=keep, asked=at, weight=counts.float())
 

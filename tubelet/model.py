@@ -13,7 +13,7 @@ from tubelet.backbones import layers as parts
 from tubelet.backbones.backbone import Backbone, per_mask
 from tubelet.errors import TubeletError
 from tubelet.masks import as_masks
-from tubelet.shapes import ClipSpec, Masks, Tokens
+from tubelet.shapes import ClipSpec, Grid, Masks, Tokens
 
 Layout = Literal["BCTHW", "BTCHW"]
 
@@ -43,6 +43,10 @@ class VideoModel(nn.Module):
         `mask`: see `tubelet.masks.as_masks`; with k masks a clip the result has B*k rows.
         """
         return self._encode(clip, mask, layout).x
+
+    def grid_for(self, frames: int, height: int, width: int) -> Grid:
+        """The grid of the tokens of a clip of this size."""
+        return self.backbone.grid_for(frames, height, width)
 
     def forward_intermediates(
         self,

@@ -127,6 +127,14 @@ def load(path: str | Path) -> VideoModel:
     return model.eval()
 
 
+def encoder_shape(path: str | Path) -> tuple[Encoder, int]:
+    """A checkpoint -> the shape of its encoder, and its channels."""
+    header = checkpoint.read_header(Path(path))
+    card_of(header, path)  # an error where this was not written by tubelet
+    described = header["backbone"]
+    return value_of(Encoder, described["shape"], "backbone"), described["in_chans"]
+
+
 def encoder_of(
     path: str | Path,
     *,

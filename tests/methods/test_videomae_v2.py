@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tubelet.data.sampling import rng_for
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.methods import videomae_v2
+from tubelet.methods.mae import ImageMAE
 from tubelet.methods.maskfeat import MaskFeat
 from tubelet.methods.mvd import MVD, Distilled
 from tubelet.methods.run import Pretraining
@@ -157,18 +159,47 @@ def test_decoder_masks_of_the_paper(kind: str) -> None:
     assert asked.sum(-1).tolist() == [[32], [32]]
     if kind == "frame":
         assert set(asked.view(2, 4, 16).sum(-1).flatten().tolist()) == {0, 16}
-    assert replace(run, decoder_mask_ratio=0.0).narrows is False
+    assert replace(TINY, decoder_mask_ratio=0.0).narrows is False
 
 
-def test_a_random_mask_cannot_drop_what_is_visible() -> None:
-    run = replace(TINY, decoder_mask_type="random", decode_visible=False)
-    with pytest.raises(TubeletError, match="another number of hidden tokens"):
-        run.narrows  # noqa: B018
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_mask_type": "random", "decode_visible": False}, "do not go together"),
+        ({"mask_type": "random", "decode_visible": False}, "do not go together"),
+        ({"clip": replace(SPEC, num_frames=4), "decode_visible": False}, "do not go together"),
+        (
+            {"mask_type": "frame", "mask_ratio": 0.5, "decoder_mask_type": "frame"},
+            "nothing that is hidden is decoded",
+        ),
+        ({"decoder_mask_ratio": 0.9}, r"--decoder-mask-ratio.*0\.25, 0\.5 or 0\.75"),
+        ({"decoder_mask_ratio": 0.0, "decode_visible": False}, "give --decoder-mask-ratio too"),
+    ],
+)
+def test_masks_that_do_not_go_together_are_errors_at_the_start(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TubeletError, match=message):
+        replace(TINY, **changes).narrows  # noqa: B018
 
 
-def test_shares_that_cells_do_not_have_are_errors() -> None:
-    with pytest.raises(TubeletError, match=r"0\.25, 0\.5 or 0\.75"):
-        replace(TINY, decoder_mask_ratio=0.9).narrows  # noqa: B018
+def test_image_mae_has_no_decoder_mask() -> None:
+    with pytest.raises(TubeletError, match="Leave out --decoder-mask-ratio"):
+        ImageMAE(decoder_mask_ratio=0.5)
+
+
+def test_a_clip_does_not_depend_on_its_batch_where_tokens_are_replaced() -> None:
+    """A decoder that attends gets no positions that only fill up a row."""
+    shape = replace(SHAPE, hide="replace")
+    run = MaskFeat(clip=SPEC, encoder=shape, decoder=DECODER, mask_type="tube", mask_ratio=0.5)
+    assert run.even == 32
+    torch.manual_seed(0)
+    model = run.model()
+    hidden, _ = drawn(run, 4)
+    clips = torch.rand(4, 3, 8, 32, 32)
+    together = model.predict(clips, run.pack(hidden))["hog"]
+    alone = model.predict(clips[:1], run.pack(hidden[:1]))["hog"]
+    torch.testing.assert_close(together[:1], alone)
 
 
 def test_two_ways_to_say_what_is_decoded_are_an_error() -> None:

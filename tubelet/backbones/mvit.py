@@ -172,8 +172,10 @@ class MViT(Backbone):
         masked: bool = True,
     ):
         """`init` is the same for both: as published, normal, with biases of 0.02."""
-        if in_chans != 3 and shape.mean == KINETICS_MEAN:  # the same for all colours
-            shape = replace(shape, mean=shape.mean[:1] * in_chans, std=shape.std[:1] * in_chans)
+        if in_chans != 3:  # Kinetics' statistics are the same for all colours
+            mean = shape.mean[:1] * in_chans if shape.mean == KINETICS_MEAN else shape.mean
+            std = shape.std[:1] * in_chans if shape.std == KINETICS_STD else shape.std
+            shape = replace(shape, mean=mean, std=std)
         super().__init__(
             shape,
             patch=shape.token,

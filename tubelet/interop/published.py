@@ -29,7 +29,7 @@ from tubelet.interop.tables import check_table
 from tubelet.shapes import Patch
 
 PATCHES = "patch_embed.proj.weight"
-HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}  # of the published widths
+HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}  # of the published widths
 TRAINED = (16, 224, 224)  # frames, height, width of the clips, where a file says nothing else
 DEEPSPEED = "mp_rank_00_model_states.pt"  # in a folder checkpoint-<epoch>
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")

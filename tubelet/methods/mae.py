@@ -16,6 +16,7 @@ from tubelet import masks
 from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
 from tubelet.data.transforms import Augment
 from tubelet.decoders import DecoderShape
+from tubelet.errors import TubeletError
 from tubelet.losses import mse
 from tubelet.methods.run import Flat, Pretraining, changed
 from tubelet.model import Branch, MaskedModel
@@ -42,6 +43,13 @@ class ImageMAE(Pretraining):
     mask_ratio: float = 0.75
     normalise_target: bool = True
     """Predict patches normalised over their pixels and channels (`norm_pix_loss`); else as they are."""
+
+    def __post_init__(self) -> None:
+        if self.decoder_mask_ratio:
+            raise TubeletError(
+                "Image MAE decodes the whole image: a decoder mask would save nothing. Leave out "
+                "--decoder-mask-ratio."
+            )
 
     def mask(self, grid: Grid, rng: np.random.Generator) -> Tensor:
         """-> hidden bool [N]."""

@@ -114,6 +114,11 @@ class MaskFeat(Pretraining):
         """Whether masks hide a varying number of tokens."""
         return self.mask_type in ("cube", "tube")
 
+    @property
+    def fills(self) -> bool:
+        """A linear decoder looks at each token alone."""
+        return self.decoder is None
+
     def teachers(self) -> dict[str, str]:
         """{branch: where its frozen network comes from}."""
         return {self.target: self.teacher} if self.target in TAUGHT_BY else {}

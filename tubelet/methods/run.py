@@ -81,8 +81,8 @@ class Pretraining(Run, ABC):
     decoder_mask_type: Literal["running_cell", "frame", "random"] = "running_cell"
     """running_cell: in each 2x2 cell, by turns; shares of 0.25, 0.5 and 0.75."""
     decode_visible: bool = True
-    """With a decoder mask, decode visible tokens too, as published: they carry no loss, but are
-    attended to."""
+    """With a decoder mask, decode visible tokens too, as published: they carry no loss, but a
+    decoder that attends to them learns on as many tokens in every clip."""
 
     @property
     def grid(self) -> Grid:
@@ -125,15 +125,18 @@ class Pretraining(Run, ABC):
         """hidden bool [N] -> what is predicted, bool [N]; None: all that is hidden."""
         if not self.decoder_mask_ratio:
             return None
-        if self.decoder_mask_type == "random" and not self.decode_visible:
-            raise TubeletError(
-                "A random decoder mask leaves another number of hidden tokens in each clip: choose "
-                "--decoder-mask-type running_cell or frame, or decode visible tokens too "
-                "(--decode-visible)."
-            )
-        left_out = masks.DECODER_DRAWS[self.decoder_mask_type]
-        decoded = ~left_out(grid, rng, mask_ratio=self.decoder_mask_ratio)
+        draw = masks.DECODER_DRAWS[self.decoder_mask_type]
+        try:
+            decoded = ~draw(grid, rng, mask_ratio=self.decoder_mask_ratio)
+        except TubeletError as error:
+            raise TubeletError(f"The decoder's mask (--decoder-mask-ratio): {error}") from error
         return decoded if self.decode_visible else decoded & hidden
+
+    @property
+    def fills(self) -> bool:
+        """Whether positions without weight may be asked for, to make rows equal: not where a decoder
+        attends to them."""
+        return False
 
     @property
     def count_visible(self) -> bool:
@@ -178,8 +181,8 @@ class Pretraining(Run, ABC):
 
     @property
     def even(self) -> int:
-        """Tokens that each mask is made to hide, where masks are ragged and encoders drop; else 0."""
-        ragged = self.ragged and self.encoder.hide == "drop"
+        """Tokens that each mask is made to hide, where ragged ones cannot be; else 0."""
+        ragged = self.ragged and not (self.fills and self.encoder.hide == "replace")
         return round(self.mask_ratio * self.grid.size) if ragged else 0
 
     def moved(self, draws: int = 64) -> float:
@@ -190,14 +193,43 @@ class Pretraining(Run, ABC):
     @property
     def narrows(self) -> bool:
         """Whether something else is asked for than what is hidden; TubeletError for masks that
-        cannot be."""
-        rng = rng_for(self.train.seed, 0, 0)
-        return self.asked(self.grid, self.draw_hidden(rng)[0], rng) is not None
+        cannot be, by a look at some."""
+        apart = self.decoder_mask_type != "running_cell" or not self.decode_visible
+        if apart and not self.decoder_mask_ratio:
+            raise TubeletError(
+                "decoder_mask_type and decode_visible say which part of the tokens is decoded: give "
+                "--decoder-mask-ratio too, or leave them out."
+            )
+        hidden, asked, narrows = [], [], False
+        for i in range(32):
+            rng = rng_for(self.train.seed, 0, i)
+            hidden.append(self.draw_hidden(rng))
+            narrows |= self.asked(self.grid, hidden[-1][0], rng) is not None
+            asked.append(self.draw_asked(rng, hidden[-1]))
+        try:
+            drawn = self.pack(torch.stack(hidden), torch.stack(asked) if narrows else None)
+        except TubeletError as error:
+            if not self.decoder_mask_ratio:
+                raise
+            raise TubeletError(
+                f"The masks of encoder and decoder do not go together: {error} Choose another "
+                "--decoder-mask-type, or decode visible tokens too (--decode-visible)."
+            ) from error
+        if not drawn.weight.sum(-1).all():
+            raise TubeletError(
+                "The masks of encoder and decoder leave clips in which nothing that is hidden is "
+                "decoded: choose another --mask-type or --decoder-mask-type."
+            )
+        return narrows
 
     def pack(self, hidden: Tensor, asked: Tensor | None = None) -> Masks:
         """The masks of a batch, [B,k,N] each: what the collate calls."""
         return masks.pack(
-            hidden, asked, count_visible=self.count_visible, replace=self.encoder.hide == "replace"
+            hidden,
+            asked,
+            count_visible=self.count_visible,
+            replace=self.encoder.hide == "replace",
+            fill=self.fills,
         )
 
     def draw_asked(self, rng: np.random.Generator, hidden: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from tubelet import zoo
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MViTShape
+from tubelet.backbones.vit import ViTShape
 from tubelet.data.lists import VideoList, read_list
 from tubelet.data.mix import Mixing
 from tubelet.errors import TubeletError
@@ -123,8 +124,8 @@ def _encoder(run: Finetune) -> Backbone:
     clip, wanted = run.clip, run.encoder
     if not run.weights:
         return zoo.new_encoder(wanted, clip, drop_path=run.drop_path)
-    encoder, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path)
-    found, kind = encoder.shape, type(wanted)
+    found, in_chans = zoo.encoder_shape(run.weights)
+    kind = type(wanted)
     wrong = [
         f"{name} {getattr(found, name)} (the run says {getattr(wanted, name)})"
         for name in kind.TIED
@@ -138,17 +139,18 @@ def _encoder(run: Finetune) -> Backbone:
             "the recipe for its size, or leave out the recipe's name and the --encoder options: "
             "then the weights say it."
         )
-    if clip.in_chans != encoder.in_chans:
+    if clip.in_chans != in_chans:
         raise TubeletError(
-            f"The encoder in {run.weights} takes {encoder.in_chans} channels: pass --in-chans "
-            f"{encoder.in_chans} instead of {clip.in_chans}."
+            f"The encoder in {run.weights} takes {in_chans} channels: pass --in-chans {in_chans} "
+            f"instead of {clip.in_chans}."
         )
-    if isinstance(wanted, MViTShape):  # its last pooling and its tables are those of this run
-        encoder, _ = zoo.encoder_of(
-            run.weights,
-            drop_path=run.drop_path,
-            shape=replace(found, pool_last=wanted.pool_last),
-            trained=(clip.num_frames, *clip.size),
-        )
+    trained = None
+    if isinstance(found, MViTShape) and isinstance(wanted, MViTShape):
+        # Its last pooling and the size of its tables are those of this run.
+        found = replace(found, pool_last=wanted.pool_last)
+        trained = (clip.num_frames, *clip.size)
+    elif isinstance(found, ViTShape) and isinstance(wanted, ViTShape):
+        found = replace(found, positions=wanted.positions)
+    encoder, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path, shape=found, trained=trained)
     encoder.grid_for(clip.num_frames, *clip.size)
     return encoder

@@ -67,7 +67,7 @@ def pretrain(
         tell(run, videos, place)
         if run.even and place.main:
             log.info(
-                "masks: each hides %d of %d tokens, as this encoder drops them; for that %.1f of a "
+                "masks: each hides %d of %d tokens, as encoder and decoder want rows of one length; for that %.1f of a "
                 "mask's tokens are hidden or shown, on average",
                 *(run.even, run.grid.size, run.moved()),
             )
