@@ -119,7 +119,8 @@ def spatial_views(
 
     The frame is resized to the smallest that covers the size (VideoMAE's test, arXiv 2203.12602);
     with `crop_pct` below 1, to the smallest that covers size / crop_pct (MaskFeat's 0.875: a short
-    side of 256 pixels for crops of 224). Crop j starts at floor(j*room/(crops-1)) along the axis with more room, in the middle of the other.
+    side of 256 pixels for crops of 224). Crop j starts at floor(j*room/(crops-1)) along the axis
+    with more room, in the middle of the other.
     """
     _check(clip)
     if crops < 1:
