@@ -119,21 +119,14 @@ def report(found: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {name} | {cost} | {' | '.join(cells)} |")
     lines += ["", "| difference, by seed | what | how |", "|---|---|---|"]
     base = "VideoMAE, ViT"
-    for name in found:
-        if name in RANDOM or name == base:
-            continue
-        cells = [
-            mean_of(
-                [100 * (a[label] - b[label]) for a, b in zip(*_of(found, name, base), strict=True)]
-            )
-            for label in LABELS
-        ]
-        lines.append(f"| {name} - {base} | {' | '.join(cells)} |")
+    trained = [name for name in found if name not in RANDOM]
+    pairs = [(name, base) for name in trained if name != base]
+    pairs += [(name, f"random {'MViT' if 'MViT' in name else 'ViT'}") for name in trained]
+    for one, other in pairs:
+        seeds = list(zip(found[one]["probes"], found[other]["probes"], strict=True))
+        cells = [mean_of([100 * (a[label] - b[label]) for a, b in seeds]) for label in LABELS]
+        lines.append(f"| {one} - {other} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _of(found: dict[str, dict[str, Any]], *names: str) -> list[list[dict[str, float]]]:
-    return [found[name]["probes"] for name in names]
 
 
 def main() -> None:
