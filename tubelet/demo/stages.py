@@ -219,12 +219,14 @@ class Stage:
     run: Pretraining
     out: Path
     labelled: int = 0
+    then: tuple[Stage, ...] = ()  # networks that are trained after it, by the same process
 
 
 def train_stage(stage: Stage) -> None:
-    """Trains one network."""
+    """Trains one network, and those that wait for it."""
     _one_thread()
-    labs.train(stage.lab, stage.run, stage.out)
+    for one in (stage, *stage.then):
+        labs.train(one.lab, one.run, one.out)
 
 
 def probe_stage(stage: Stage) -> dict[str, Any]:
@@ -255,8 +257,13 @@ def _one(folder: Path, config: DemoConfig, seed: int, console: Console) -> dict[
     with _bar("rendering videos", console) as progress:
         lab.prepare(options, counts, workers, progress)
     stages = _stages(lab, folder, config, seed)
-    for names, what in ((TEACHERS, "teachers"), (STUDENTS, "students")):
-        _side_by_side(f"training {what}", train_stage, [stages[n] for n in names], workers, console)
+    # The image teacher is done long before the video teacher: its student need not wait for that.
+    alone = replace(stages["image teacher"], then=(stages["student of image"],))
+    _side_by_side(
+        "training teachers", train_stage, [stages["video teacher"], alone], workers, console
+    )
+    rest = [stages["student of video"], stages["student of both"]]
+    _side_by_side("training students", train_stage, rest, workers, console)
     probed = _side_by_side("probing", probe_stage, list(stages.values()), workers, console)
     record: dict[str, Any] = {"seed": seed, **dict(zip(stages, probed, strict=True))}
     for encoder in ENCODERS[1:]:
@@ -302,7 +309,8 @@ def _side_by_side(
             f"The process of the {stage.name} was lost: {why}. Start the demo again: it goes on."
         )
 
-    with _bar(what, console) as bar, _watching(stages if task is train_stage else [], bar):
+    trained = [one for stage in stages for one in (stage, *stage.then)]
+    with _bar(what, console) as bar, _watching(trained if task is train_stage else [], bar):
         told = None if task is train_stage else bar
         return each(task, stages, workers=workers, lost=lost, timeout_seconds=HOURS, progress=told)
 
