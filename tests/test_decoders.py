@@ -163,5 +163,5 @@ def test_mlp_sees_the_token_of_each_position_and_no_other() -> None:
 
 
 def test_mlp_needs_all_tokens() -> None:
-    with pytest.raises(TubeletError, match=r"returned 5 of 32.*mask_type 'none'"):
+    with pytest.raises(TubeletError, match=r"returned 5 of 32.*show it the whole clip"):
         Mlp(DIM, OUT, 12)(tokens_of(2, 5, 0), torch.zeros(2, 1, dtype=torch.int64))

@@ -100,7 +100,12 @@ def test_the_page_of_errors_is_true(
     text = "\n".join(page)
     if os.environ.get("UPDATE_DOCS"):
         PAGE.write_text(text)
-    assert PAGE.read_text() == text
+    assert narrow(PAGE.read_text()) == narrow(text)
+
+
+def narrow(text: str) -> str:
+    """Without the width of tables, which follows from how many digits a speed has."""
+    return re.sub(r" +", " ", re.sub(r"([─━])\1+", r"\1", text))
 
 
 INTRODUCTION = textwrap.dedent(
