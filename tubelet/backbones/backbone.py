@@ -83,9 +83,9 @@ class Backbone(nn.Module, ABC):
         token = self.mask_token.to(x.dtype)
         return torch.where(hidden[..., None], token, x[:, None]).flatten(0, 1)
 
-    @abstractmethod
     def grid_for(self, frames: int, height: int, width: int) -> Grid:
         """The grid of the output for a clip of this size; TubeletError for one it cannot take."""
+        return self.shape.grid_for(frames, height, width)
 
     @abstractmethod
     def forward(

@@ -204,10 +204,6 @@ class MViT(Backbone):
     def _first_width(self) -> int:
         return self.shape.widths[0]
 
-    def grid_for(self, frames: int, height: int, width: int) -> Grid:
-        """The grid of the output for a clip of this size."""
-        return self.shape.grid_for(frames, height, width)
-
     def forward(
         self,
         clip: Tensor,

@@ -144,10 +144,6 @@ class ViT(Backbone):
         """R, tokens in front that are no part of the clip."""
         return 0 if self.class_token is None else 1
 
-    def grid_for(self, frames: int, height: int, width: int) -> Grid:
-        """The token grid of a clip of this size; an error where the patch does not divide it."""
-        return self.shape.grid_for(frames, height, width)
-
     def forward(
         self,
         clip: Tensor,

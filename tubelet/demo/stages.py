@@ -262,7 +262,7 @@ def _one(folder: Path, config: DemoConfig, seed: int, console: Console) -> dict[
     _side_by_side(
         "training teachers", train_stage, [stages["video teacher"], alone], workers, console
     )
-    rest = [stages["student of video"], stages["student of both"]]
+    rest = [stages[f"student of {what}"] for what in ("video", "both")]
     _side_by_side("training students", train_stage, rest, workers, console)
     probed = _side_by_side("probing", probe_stage, list(stages.values()), workers, console)
     record: dict[str, Any] = {"seed": seed, **dict(zip(stages, probed, strict=True))}

@@ -145,7 +145,7 @@ class MVD(Pretraining):
         """How a user gives the teacher of a branch, and how the branch is left out."""
         if any(one.name == branch for one in self.further):  # of a run in Python
             return f"give Further(name={branch!r}, teacher=...)", "weight=0"
-        return f"pass --{branch}-teacher with", f"--{branch}.weight 0"
+        return super().teacher_flags(branch)
 
     def fitted(self, widths: Mapping[str, int]) -> Self:
         """The run with the widths of its teachers where it left them open."""

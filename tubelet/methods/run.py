@@ -158,7 +158,7 @@ class Pretraining(Run, ABC):
 
     def teacher_flags(self, branch: str) -> tuple[str, str]:
         """How a user gives the teacher of a branch, and how the branch is left out: for messages."""
-        raise NotImplementedError(f"{type(self).__name__} has no teachers")
+        return f"pass --{branch}-teacher with", f"--{branch}.weight 0"
 
     def fitted(self, widths: Mapping[str, int]) -> Self:
         """The run with what its teachers say: {branch: width of its teacher's features}."""
