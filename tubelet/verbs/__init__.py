@@ -1,12 +1,13 @@
 """What the commands do, as functions: pretrain, finetune, evaluate, predict, ..."""
 
 from tubelet.verbs.comparing import compared, compared_clip, similarity
-from tubelet.verbs.finetuning import finetune, finetune_from
+from tubelet.verbs.finetuning import classifier_of, finetune, finetune_from
 from tubelet.verbs.pretraining import cache, pretrain
 from tubelet.verbs.using import evaluate, masked_model, predict, reconstruct, run_masks, test_views
 
 __all__ = [
     "cache",
+    "classifier_of",
     "compared",
     "compared_clip",
     "evaluate",

@@ -21,7 +21,7 @@ from tubelet.data.mix import Mixing
 from tubelet.errors import TubeletError
 from tubelet.methods.finetune import Finetune
 from tubelet.methods.run import to_dict
-from tubelet.model import Card
+from tubelet.model import Card, Classifier
 from tubelet.tasks import evaluate as evaluation
 from tubelet.tasks.classify import Classify
 from tubelet.tasks.evaluate import EvaluateConfig
@@ -58,7 +58,7 @@ def finetune(
         derived = derive(run.train, len(videos), place.world)
         tell(run, videos, place)
         torch.manual_seed(run.train.seed)
-        model = run.model(_encoder(run), videos.targets)
+        model = classifier_of(run, videos)
         card = Card(run.clip, videos.classes, videos.kind, to_dict(run))
         mixing = _mixing(run, derived)
         task = Classify(model, kind=videos.kind, mixing=mixing, evaluate=validate)
@@ -66,6 +66,12 @@ def finetune(
         header = header_of(model, card, videos)
         fit(task, batches, run.train, derived, Path(out), header, resume)
     return Path(out)
+
+
+def classifier_of(run: Finetune, videos: VideoList) -> Classifier:
+    """The classifier that the run begins with: the encoder of its weights, or a new one, and a head
+    for the classes of these videos."""
+    return run.model(_encoder(run), videos.targets)
 
 
 def _validation(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, float]] | None:
