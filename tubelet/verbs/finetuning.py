@@ -53,14 +53,14 @@ def finetune(
             f"{run.data} has no labels. Give folders of classes (data/<class>/*.mp4) or a list "
             "with a label in each line."
         )
-    validate = _validation(run, videos)
+    validate = validation_of(run, videos)
     with parallel.processes(run.train.device) as place:
         derived = derive(run.train, len(videos), place.world)
         tell(run, videos, place)
         torch.manual_seed(run.train.seed)
         model = classifier_of(run, videos)
         card = Card(run.clip, videos.classes, videos.kind, to_dict(run))
-        mixing = _mixing(run, derived)
+        mixing = mixing_of(run, derived)
         task = Classify(model, kind=videos.kind, mixing=mixing, evaluate=validate)
         batches = functools.partial(train_batches, clips_of(run, videos), run, derived, place, None)
         header = header_of(model, card, videos)
@@ -74,7 +74,7 @@ def classifier_of(run: Finetune, videos: VideoList) -> Classifier:
     return run.model(_encoder(run), videos.targets)
 
 
-def _validation(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, float]] | None:
+def validation_of(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, float]] | None:
     """What scores the model between epochs: on `val`, or on the val split of a folder of splits."""
     split = split_of(run.val or run.data, "val")
     if not run.val and split is None:
@@ -101,7 +101,7 @@ def finetune_from(weights: str | Path) -> Finetune:
     return Finetune(weights=os.fspath(weights), clip=card.clip, encoder=shape)
 
 
-def _mixing(run: Finetune, derived: Derived) -> Mixing:
+def mixing_of(run: Finetune, derived: Derived) -> Mixing:
     """The run's mixing, with groups that fit into the clips of one forward."""
     mixing, clips = run.mixing, derived.micro_batch * run.num_sample
     if not mixing.mixes or clips % mixing.mix_group == 0:
