@@ -52,3 +52,20 @@ def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def squared_error(pred: Tensor, y: Tensor) -> Tensor:
     """[B,targets], float [B,targets] -> [B]: for regression."""
     return mse(pred, y.float())
+
+
+def softened_kl(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """[B,classes], [B,classes] -> [B]: T² KL(teacher || student) of softmax(logits / T).
+
+    T² keeps the size of the gradient (Hinton et al., 1503.02531, section 2).
+    """
+    taught = F.log_softmax(teacher.float() / temperature, -1)
+    learned = F.log_softmax(logits.float() / temperature, -1)
+    return temperature**2 * F.kl_div(learned, taught, reduction="none", log_target=True).sum(-1)
+
+
+def softened_binary(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """[B,classes], [B,classes] -> [B]: T² binary cross-entropy, mean over classes, of
+    sigmoid(logits / T) with the teacher's in the place of labels."""
+    wanted = (teacher.float() / temperature).sigmoid()
+    return temperature**2 * binary_cross_entropy(logits.float() / temperature, wanted)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from tubelet.cli.parsing import bar, option, parse, say
 from tubelet.errors import TubeletError
+
+if TYPE_CHECKING:
+    from tubelet.methods.run import Run
 
 
 def _job(run: Any) -> type:
@@ -43,7 +46,7 @@ def _pop(args: list[str], flag: str) -> str:
     return ""
 
 
-def _named(args: list[str], verb: str, kind: type) -> tuple[Any, str]:
+def _named(args: list[str], verb: str, kind: type[Run]) -> tuple[Any, str]:
     """The run that the arguments begin with, or name by --from -> (run or None, its name).
 
     Both are taken out of the arguments.
@@ -57,9 +60,8 @@ def _named(args: list[str], verb: str, kind: type) -> tuple[Any, str]:
     if not name and not repeated:
         return None, verb
     run = find(name) if name else from_config(repeated)
-    if not isinstance(run, kind):
-        other = "pretrain" if verb == "finetune" else "finetune"
-        raise TubeletError(f"{name or repeated} is a run for `tubelet {other}`.")
+    if not isinstance(run, kind) or run.verb != kind.verb:
+        raise TubeletError(f"{name or repeated} is a run for `tubelet {run.verb}`.")
     return run, f"{verb} {name}" if name else f"{verb} --from {repeated}"
 
 

@@ -79,8 +79,17 @@ def mix(
     cut time and height by mistake.) Labels float [B,classes] are mixed as they are.
     """
     soft = smooth(labels, classes, config.smoothing) if labels.dim() == 1 else labels.float()
+    clip, kept = mix_clips(clip, config, seeds)
+    groups = zip(kept, soft.split(config.mix_group), strict=True) if kept else ()
+    parts = [y * share + y.flip(0) * (1 - share) for share, y in groups]
+    return clip, torch.cat(parts) if parts else soft
+
+
+def mix_clips(clip: Tensor, config: Mixing, seeds: Sequence[int]) -> tuple[Tensor, list[float]]:
+    """Clips alone, as `mix` -> mixed clips, and for each group the share that its clips keep of
+    themselves ([] where nothing is ever mixed)."""
     if not config.mixes:
-        return clip, soft
+        return clip, []
     size = config.mix_group
     if len(clip) % size or len(seeds) * size != len(clip):
         raise TubeletError(
@@ -89,11 +98,12 @@ def mix(
             f"the group, or a smaller group (an even number)."
         )
     clip = clip.clone()
-    parts = []
-    for seed, x, y in zip(seeds, clip.split(size), soft.split(size), strict=True):
-        kept = _mix_group(x, config, np.random.default_rng([_STREAM, int(seed)]))
-        parts.append(y * kept + y.flip(0) * (1 - kept))
-    return clip, torch.cat(parts)
+    groups = zip(seeds, clip.split(size), strict=True)
+    return clip, [_mix_group(x, config, _rng(seed)) for seed, x in groups]
+
+
+def _rng(seed: int) -> np.random.Generator:
+    return np.random.default_rng([_STREAM, int(seed)])
 
 
 def _mix_group(x: Tensor, config: Mixing, rng: np.random.Generator) -> float:

@@ -31,6 +31,7 @@ TRAIN = TrainConfig(
 class Finetune(Run):
     """Supervised training of an encoder and a linear head. `data` is a labelled list or folder."""
 
+    verb = "finetune"
     weights: str = ""
     """Pretrained encoder: a run folder or checkpoint. Empty trains from scratch."""
     val: str = ""

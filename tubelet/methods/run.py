@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -50,6 +50,7 @@ AnyEncoder = Annotated[Encoder, tyro.conf.AvoidSubcommands]  # flags of the kind
 class Run:
     """What pretraining and fine-tuning share."""
 
+    verb: ClassVar[str] = ""  # the command that takes such a run
     data: str = ""
     """Training videos: a folder, a csv, txt or jsonl list (docs/data.md)."""
     root: str = ""
@@ -70,6 +71,7 @@ class Run:
 class Pretraining(Run, ABC):
     """A run that hides tokens and predicts a target: what every method adds to."""
 
+    verb = "pretrain"
     encoder: AnyEncoder = BASE
     drop_path: float = 0.0
     mask_ratio: float = 0.9

@@ -61,9 +61,7 @@ class Classify:
         if labels is None:
             raise TubeletError("Fine-tuning needs labels, and these videos have none.")
         if self.mixing is not None:
-            paths, seeds = self._seen
-            seeds = seeds if paths is batch.paths else self._group_seeds(batch)
-            clip, labels = mix(clip, labels, self._outputs, self.mixing, seeds)
+            clip, labels = mix(clip, labels, self._outputs, self.mixing, self._seeds(batch))
         outputs = self.model(clip.float() / 255, batch.seeds)
         with torch.autocast(clip.device.type, enabled=False):
             loss = self._loss(outputs, labels)
@@ -75,6 +73,11 @@ class Classify:
     def evaluate(self) -> dict[str, float]:
         """What the function given as `evaluate` says of the model; {} without one."""
         return {} if self._evaluate is None else self._evaluate(self.model)
+
+    def _seeds(self, batch: Batch) -> list[int]:
+        """The seeds of the batch's groups; those that `weight` has read where it is that batch."""
+        paths, seeds = self._seen
+        return seeds if paths is batch.paths else self._group_seeds(batch)
 
     def _group_seeds(self, batch: Batch) -> list[int]:
         """The seed of the first clip of each group that is mixed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tubelet import zoo
@@ -11,10 +13,9 @@ from tubelet.data.clips import ClipDataset, Pack
 from tubelet.data.lists import Source, VideoList, splits_of
 from tubelet.data.loader import TrainLoader, train_loader
 from tubelet.errors import TubeletError
-from tubelet.methods.finetune import Finetune
 from tubelet.methods.run import Run, changed, find
 from tubelet.model import Card, VideoModel
-from tubelet.train import parallel
+from tubelet.train import checkpoint, parallel
 from tubelet.train.config import Derived
 
 log = logging.getLogger("tubelet")
@@ -25,10 +26,9 @@ R = TypeVar("R", bound=Run)
 def as_run(run: Run | str, kind: type[R], changes: dict[str, Any]) -> R:
     """A run, or its name -> the run with these changes; one for another verb is refused."""
     found = find(run) if isinstance(run, str) else run
-    if not isinstance(found, kind):
-        verb = "finetune" if isinstance(found, Finetune) else "pretrain"
+    if not isinstance(found, kind) or found.verb != kind.verb:
         name = run if isinstance(run, str) else f"This {type(found).__name__}"
-        raise TubeletError(f"{name} is a run for `tubelet {verb}`.")
+        raise TubeletError(f"{name} is a run for `tubelet {found.verb}`.")
     return changed(found, **changes)
 
 
@@ -51,6 +51,20 @@ def header_of(model: VideoModel, card: Card, videos: VideoList) -> dict[str, Any
     """What the checkpoint says; the list too, so that resuming on another one is noticed."""
     listed = {"videos": len(videos), "fingerprint": videos.fingerprint()}
     return {**zoo.describe(model, card), "list": listed}
+
+
+def same_teachers(out: Path, teachers: Mapping[str, Mapping[str, str]]) -> None:
+    """TubeletError where the run in `out` learned from other teachers than these."""
+    newest = checkpoint.latest(out)
+    before = {} if newest is None else checkpoint.read_header(newest).get("teachers", {})
+    for name, was in before.items():
+        now = teachers.get(name)
+        if now is not None and now["digest"] != was["digest"]:
+            raise TubeletError(
+                f"The run in {out} has learned from the {name} teacher {was['name']} (weights "
+                f"{was['digest']}), and it cannot go on with {now['name']} (weights "
+                f"{now['digest']}): give the same one, or train into another folder."
+            )
 
 
 def tell(run: Run, videos: VideoList, place: parallel.Place) -> None:

@@ -18,7 +18,7 @@ from tubelet.model import Card
 from tubelet.targets.features import Teacher
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.teachers import connect, load_teacher
-from tubelet.train import checkpoint, parallel
+from tubelet.train import parallel
 from tubelet.train.config import derive
 from tubelet.train.loop import fit
 from tubelet.verbs.begin import (
@@ -26,6 +26,7 @@ from tubelet.verbs.begin import (
     clips_of,
     header_of,
     required,
+    same_teachers,
     tell,
     tell_notes,
     train_batches,
@@ -89,24 +90,10 @@ def pretrain(
             for name, teacher in taught.items()
         }
         if resume:
-            parallel.on_main(place, lambda: _same_teachers(Path(out), header["teachers"]))
+            parallel.on_main(place, lambda: same_teachers(Path(out), header["teachers"]))
         batches = functools.partial(train_batches, dataset, run, derived, place, run.pack)
         fit(Pretrain(model), batches, run.train, derived, Path(out), header, resume)
     return Path(out)
-
-
-def _same_teachers(out: Path, teachers: Mapping[str, Mapping[str, str]]) -> None:
-    """TubeletError where the run in `out` learned from other teachers than these."""
-    newest = checkpoint.latest(out)
-    before = {} if newest is None else checkpoint.read_header(newest).get("teachers", {})
-    for name, was in before.items():
-        now = teachers.get(name)
-        if now is not None and now["digest"] != was["digest"]:
-            raise TubeletError(
-                f"The run in {out} has learned from the {name} teacher {was['name']} (weights "
-                f"{was['digest']}), and it cannot go on with {now['name']} (weights "
-                f"{now['digest']}): give the same one, or train into another folder."
-            )
 
 
 def cache(
