@@ -28,6 +28,7 @@ MAY_IMPORT = {
     # What draws results draws their intervals, which the probes' results have too.
     "analysis": NETWORKS | {"model", "data", "train", "probes"},
     "zoo": NETWORKS | {"model", "interop", "methods", "train"},
+    "heads": NETWORKS | {"model", "zoo", "train"},
     "teachers": NETWORKS | {"model", "interop", "zoo", "train"},
     "feature_cache": NETWORKS | {"model", "methods", "data", "train", "teachers"},
 }

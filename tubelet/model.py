@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -237,6 +237,31 @@ class Classifier(VideoModel):
             with torch.no_grad():
                 head.weight.mul_(self.init_scale)
             self.head = head
+
+    def gather_head(self, rows: Sequence[int]) -> Classifier:
+        """A classifier of these classes alone, in this order: the rows of the head that they have.
+
+        How a head for a merged label set serves one of its parts (arXiv 2303.16727: K710 for
+        K400). The encoder and its norm are shared with this model, the rows are copies. A row that
+        is not there, or twice, is a TubeletError.
+        """
+        have, head = self.num_classes, self.head
+        wrong = sorted({row for row in rows if rows.count(row) > 1 or not 0 <= row < have})
+        if not isinstance(head, nn.Linear) or wrong or not rows:
+            said = f"rows {wrong[:5]}" if wrong else f"{len(rows)} rows"
+            raise TubeletError(
+                f"The head has {have} classes, and {said} were asked for: expected numbers from 0 to "
+                f"{have - 1}, each of them once."
+            )
+        gathered = Classifier(self.backbone, 0, init_scale=self.init_scale)
+        gathered.fc_norm, gathered.head_dropout = self.fc_norm, self.head_dropout
+        kept = torch.tensor(rows, device=head.weight.device)
+        part = nn.Linear(head.in_features, len(rows)).to(head.weight)
+        part.load_state_dict({name: value[kept] for name, value in head.state_dict().items()})
+        gathered.head, gathered.num_classes = part, len(rows)
+        names = self.card.classes
+        gathered.card = replace(self.card, classes=tuple(names[row] for row in rows if names))
+        return gathered.train(self.training)
 
     def forward(
         self, clip: Tensor, seeds: Tensor | None = None, *, layout: Layout = "BCTHW"

@@ -127,6 +127,15 @@ def load(path: str | Path) -> VideoModel:
     return model.eval()
 
 
+def save(model: VideoModel, path: str | Path) -> None:
+    """A model with its card -> a file of weights that `load` reads, and every verb."""
+    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    header = describe(model, model.card)
+    checkpoint.replace_file(
+        Path(path), lambda begun: checkpoint.write_weights(begun, weights, header)
+    )
+
+
 def encoder_shape(path: str | Path) -> tuple[Encoder, int]:
     """A checkpoint -> the shape of its encoder, and its channels."""
     header = checkpoint.read_header(Path(path))

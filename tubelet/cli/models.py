@@ -46,6 +46,7 @@ def evaluate(args: list[str]) -> int:
             ("root", option(str, "Joined in front of relative paths."), ""),
             ("label_column", option(str, "Of a csv or jsonl, where it is not called label."), ""),
             ("split", option(str | None, "Of a folder with splits; default: test, or val."), None),
+            ("head_map", option(str, "Of merge-labels: score the classes of one set."), ""),
             ("out", option(Path | None, "Folder for evaluation.json, scores.csv, ..."), None),
         )
 
@@ -59,6 +60,7 @@ def evaluate(args: list[str]) -> int:
             root=job.root,
             split=job.split,
             label_column=job.label_column,
+            head_map=job.head_map,
             progress=progress,
         )
     if os.environ.get("RANK", "0") != "0":

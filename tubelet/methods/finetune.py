@@ -10,6 +10,7 @@ from tubelet.backbones.vit import BASE
 from tubelet.data import transforms
 from tubelet.data.mix import Mixing
 from tubelet.data.transforms import Augment
+from tubelet.errors import TubeletError
 from tubelet.methods.run import AnyEncoder, Flat, Run
 from tubelet.model import Classifier
 from tubelet.train.config import TrainConfig
@@ -47,10 +48,22 @@ class Finetune(Run):
     drop_path: float = 0.1
     head_dropout: float = 0.0
     init_scale: float = 0.001
+    head: Literal["new", "rows"] = "new"
+    """rows: `weights` are of a classifier, and the norm before its head and the rows that it has for
+    these classes are carried over (arXiv 2303.16727)."""
+    head_map: str = ""
+    """Whose rows are whose: a file of `tubelet merge-labels`, or row numbers. Empty: by name."""
     mixing: Annotated[Mixing, Flat] = Mixing()
     test_num_segment: int = 5
     """Temporal views in the final test (K400 5, SSv2 2)."""
     test_num_crop: int = 3
+
+    def __post_init__(self) -> None:
+        if self.head_map and self.head != "rows":
+            raise TubeletError(
+                f"The map {self.head_map} says which rows of a head are kept, and this run starts with a "
+                "new one: add --head rows, or leave the map out."
+            )
 
     def model(self, backbone: Backbone, outputs: int) -> Classifier:
         """The classifier on this encoder, at its published initialisation."""

@@ -134,7 +134,8 @@ giant_k710_k400_finetune = changed(
     lr=1e-5,
     drop_path=0.25,
     clip_grad=None,
-    source=SCRIPT + "; its head begins with K710's rows, here anew: the rate is too low for that",
+    head="rows",
+    source=SCRIPT,
     published="K400 88.4/98.0 (16x5x3), from giant_k710_finetune",
 )
 giant_k710_k600_finetune = changed(

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tubelet import zoo
+from tubelet import heads, zoo
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MViTShape
 from tubelet.backbones.vit import ViTShape
@@ -47,7 +47,9 @@ def finetune(
     data = required(run.data, "--data")
     column = run.label_column or None
     split = split_of(data, "train")
-    videos = read_list(data, root=run.root, kind=kind, split=split, column=column)
+    videos = read_list(
+        data, root=run.root, kind=kind, split=split, column=column, labels_from=_mapped(run)
+    )
     if videos.kind == "unlabelled":
         raise TubeletError(
             f"{run.data} has no labels. Give folders of classes (data/<class>/*.mp4) or a list "
@@ -71,7 +73,36 @@ def finetune(
 def classifier_of(run: Finetune, videos: VideoList) -> Classifier:
     """The classifier that the run begins with: the encoder of its weights, or a new one, and a head
     for the classes of these videos."""
-    return run.model(_encoder(run), videos.targets)
+    rows = _rows(run, videos) if run.head == "rows" else ()
+    model = run.model(_encoder(run), videos.targets)
+    if rows:
+        heads.carry(model, run.weights, rows)
+    return model
+
+
+def _mapped(run: Finetune) -> tuple[str, ...] | None:
+    """The classes that the run's map of head rows names, in their order."""
+    return heads.target_classes(_weights(run), run.head_map) if run.head_map else None
+
+
+def _rows(run: Finetune, videos: VideoList) -> tuple[int, ...]:
+    """The rows of the weights' head for the classes of these videos."""
+    if videos.kind == "regression":
+        raise TubeletError(
+            f"{videos.source} has numbers to be regressed, and head rows are of classes: leave out "
+            "--head rows."
+        )
+    return heads.rows_for(_weights(run), videos.classes, run.head_map)
+
+
+def _weights(run: Finetune) -> str:
+    """The classifier whose head is carried over; a run without one is an error."""
+    if not run.weights:
+        raise TubeletError(
+            "This run begins with the rows of a trained head, and no weights were given: pass "
+            "--weights with a run that was fine-tuned on the merged classes, or --head new."
+        )
+    return run.weights
 
 
 def validation_of(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str, float]] | None:

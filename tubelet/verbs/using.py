@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tubelet import zoo
+from tubelet import heads, zoo
 from tubelet.analysis import reconstruct as reconstruction
 from tubelet.analysis.reconstruct import ReconstructConfig, Reconstruction
 from tubelet.data.lists import Source, VideoList, read_list
@@ -32,15 +32,18 @@ def evaluate(
     root: str = "",
     split: str | None = None,
     label_column: str = "",
+    head_map: str | Path = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores a fine-tuned model on labelled videos by the published protocol.
 
     `weights`: a run's folder, a checkpoint, or a model. `config` None: the views that the run was
     made for (5x3, on Something-Something 2x3). `split` None: of a folder with splits, test or val.
-    Under torchrun each process scores a part, and all get the whole result.
+    `head_map`: the model answers with the classes of one set of those merged for it, by this map of
+    `merge_labels`. Under torchrun each process scores a part, and all get the whole result.
     """
     model = _classifier(weights)
+    model = heads.gathered(model, head_map) if head_map else model
     card = model.card
     config = config or test_views(card)
     if not isinstance(data, VideoList):
@@ -54,6 +57,11 @@ def evaluate(
             column=label_column or None,
         )
         tell_notes(data)
+    elif head_map and data.classes != card.classes:
+        raise TubeletError(
+            f"{data.source} has {len(data.classes)} classes, and not in the order of {head_map}: read it "
+            "with read_list(..., labels_from=tubelet.heads.read_head_map(map).classes)."
+        )
     with parallel.processes(config.device):
         return evaluation.evaluate(model, data, card.clip, config, progress=progress)
 

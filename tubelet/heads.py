@@ -1,0 +1,176 @@
+"""A classifier's head for other classes: the rows that it has for them (arXiv 2303.16727, K710).
+
+A head trained on a merged label set has a row, weight and bias, for each of its classes. A set
+that was merged has its classes among them; which row is whose is said by the names of the classes
+or, where those were renamed or are numbers, by the map that `tubelet merge-labels` writes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from tubelet import zoo
+from tubelet.errors import TubeletError
+from tubelet.model import Card, Classifier
+from tubelet.train import checkpoint
+
+PARTS = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
+SHOWN = 5
+
+
+class HeadMap(NamedTuple):
+    """For each class of a target set, in its order: its name, and its row in the merged head."""
+
+    rows: tuple[int, ...]
+    classes: tuple[str, ...] = ()  # (): the map does not say
+    merged: tuple[
+        str, ...
+    ] = ()  # what the rows' classes are called in the merged set; (): not said
+
+
+def read_head_map(path: str | Path) -> HeadMap:
+    """A map of `merge-labels`; or as published, a list of row numbers: json, or one in a line.
+
+    TubeletError for a file that is none of these, and for a row that is named twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        found: Any = [int(line) for line in text.split()] if text[:1].isdigit() else _parsed(text)
+        record = found if isinstance(found, dict) else {"rows": found}
+        head_map = HeadMap(*(tuple(record.get(name, ())) for name in HeadMap._fields))
+    except (OSError, ValueError, TypeError) as error:
+        raise TubeletError(
+            f"{path} cannot be read as a map of head rows: {error}. Expected what `tubelet "
+            "merge-labels` writes into maps/, or row numbers: a json list, or one in a line."
+        ) from error
+    rows, classes, merged = head_map
+    whole = all(str(row).isdecimal() for row in rows)
+    if not rows or not whole or any(names and len(names) != len(rows) for names in head_map[1:]):
+        raise TubeletError(
+            f"{path} holds {len(rows)} rows, {len(classes)} classes and {len(merged)} merged names: "
+            'expected "rows", numbers from 0 on, and as many names where there are any.'
+        )
+    for what, values in (("row", rows), ("class", classes)):
+        twice = [value for value, count in Counter(values).items() if count > 1]
+        if twice:
+            raise TubeletError(
+                f"{path} has the {what} {twice[0]!r} more than once ({len(twice)} such): each class of "
+                "the target set needs a row of its own."
+            )
+    return head_map
+
+
+def target_classes(weights: str | Path, head_map: str | Path) -> tuple[str, ...]:
+    """The target set's class names in its order, as the map and the head of the weights say them.
+
+    They are numbers where neither names them.
+    """
+    return _resolved(_card(weights).classes, weights, head_map).classes
+
+
+def rows_for(
+    weights: str | Path, classes: Sequence[str], head_map: str | Path = ""
+) -> tuple[int, ...]:
+    """The rows of the head in these weights for these classes: by the map, or else by their names.
+
+    TubeletError for weights without a head, for a class without a row, and for numbered classes
+    where only names could tell.
+    """
+    card = _card(weights)
+    if head_map:
+        found = _resolved(card.classes, weights, head_map)
+        source, known = str(head_map), dict(zip(found.classes, found.rows, strict=True))
+    else:
+        source, known = str(weights), {name: row for row, name in enumerate(card.classes)}
+        if tuple(classes) != card.classes and (numbered(classes) or numbered(card.classes)):
+            raise TubeletError(
+                f"Classes of the {'videos' if numbered(classes) else 'head'} are known by number alone "
+                f"({len(classes)} classes, {len(card.classes)} rows), and numbers do not tell which "
+                "row is whose. Give a map (--head-map), or lists with names as labels."
+            )
+    missing = [name for name in classes if name not in known]
+    if missing:
+        near = difflib.get_close_matches(missing[0], known, 1, 0.5)
+        hint = f" Nearest to {missing[0]!r}: {near[0]!r}." if near else ""
+        raise TubeletError(
+            f"{source} has no row for {len(missing)} of {len(classes)} classes: "
+            f"{', '.join(map(repr, missing[:SHOWN]))}.{hint} Give the map that merge-labels wrote "
+            "for this set (--head-map maps/SET.json), or start with a new head (--head new)."
+        )
+    return tuple(known[name] for name in classes)
+
+
+def carry(model: Classifier, weights: str | Path, rows: Sequence[int]) -> None:
+    """Gives the model the norm before the head of these weights, and these rows of the head."""
+    found = checkpoint.load_weights(weights)
+    kept = torch.tensor(rows)
+    parts = {name: found[name] for name in PARTS}
+    parts |= {name: parts[name][kept] for name in ("head.weight", "head.bias")}
+    own = nn.ModuleDict({"fc_norm": model.fc_norm, "head": model.head})
+    checkpoint.apply_weights(own, parts, weights)
+
+
+def gathered(model: Classifier, head_map: str | Path) -> Classifier:
+    """The model for a target set alone: see `Classifier.gather_head`; its card has the set's names."""
+    names = model.card.classes or tuple(map(str, range(model.num_classes)))
+    found = _resolved(names, "the model", head_map)
+    part = model.gather_head(found.rows)
+    part.card = replace(part.card, classes=found.classes)
+    return part
+
+
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether classes are named by their numbers alone: "0", "1", ..."""
+    return all(name == str(at) for at, name in enumerate(classes))
+
+
+def _parsed(text: str) -> Any:
+    found = json.loads(text)
+    if not isinstance(found, (dict, list)):
+        raise ValueError(f"it holds a {type(found).__name__}")
+    return found
+
+
+def _card(weights: str | Path) -> Card:
+    """The card of a classifier with classes; a model without any is refused."""
+    header = checkpoint.read_header(weights)
+    card = zoo.card_of(header, weights)
+    if header["kind"] != "classifier" or not card.classes:
+        what = (
+            "a pretrained encoder" if header["kind"] == "pretraining" else "a model without classes"
+        )
+        raise TubeletError(
+            f"{weights} is {what}: it has no head to take rows from. Pass a run that was fine-tuned "
+            "on the merged classes, or start with a new head (--head new)."
+        )
+    return card
+
+
+def _resolved(have: Sequence[str], weights: str | Path, path: str | Path) -> HeadMap:
+    """The map with names for all of its classes, after a look whether it is for this head."""
+    found = read_head_map(path)
+    named = () if numbered(have) else have
+    if max(found.rows) >= len(have):
+        raise TubeletError(
+            f"{path} names row {max(found.rows)}, and the head in {weights} has {len(have)}: the map is "
+            "for another merged set than the one that was trained on."
+        )
+    for row, name in zip(found.rows, found.merged, strict=False):
+        if named and named[row] != name:
+            raise TubeletError(
+                f"{path} says that row {row} is {name!r}, and in {weights} it is {named[row]!r}: the map "
+                "is for another merged set than the one that was trained on."
+            )
+    if found.classes:
+        return found
+    names = (named[row] for row in found.rows) if named else map(str, range(len(found.rows)))
+    return found._replace(classes=tuple(names))
