@@ -6,13 +6,23 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tubelet.verbs import cache, evaluate, finetune, predict, pretrain, reconstruct, similarity
+    from tubelet.verbs import (
+        cache,
+        distil,
+        evaluate,
+        finetune,
+        predict,
+        pretrain,
+        reconstruct,
+        similarity,
+    )
     from tubelet.zoo import create, list_models, load
 
 __version__ = metadata.version("tubelet")
 __all__ = [
     "cache",
     "create",
+    "distil",
     "evaluate",
     "finetune",
     "list_models",

@@ -21,7 +21,7 @@ from tubelet.errors import TubeletError
 from tubelet.interop import huggingface_teacher as huggingface
 from tubelet.interop import published
 from tubelet.model import Classifier, MaskedModel
-from tubelet.targets.features import Features, Teacher
+from tubelet.targets.features import Features, Sees, Teacher
 from tubelet.targets.ids import Ids, PseudoLabels
 from tubelet.train.checkpoint import apply_weights
 
@@ -62,7 +62,7 @@ def load_teacher(
         )
     if logits and not _is_published(path) and not huggingface.is_folder(path):
         _untold(source, told)
-        return _classifier(path)
+        return _of_classes(path)
     if _is_published(path):
         encoder: Backbone = published_encoder(path, **told)
     else:
@@ -94,23 +94,42 @@ def published_encoder(path: Path, **told: Any) -> ViT:
     return vit
 
 
-def _classifier(path: Path) -> Teacher:
-    """A fine-tuned run -> a teacher that gives its logits, [B,classes] a clip or frame."""
-    model = zoo.load(path)
-    if not isinstance(model, Classifier) or model.card.label_kind != "single":
+def _of_classes(path: Path) -> Teacher:
+    """A run that was fine-tuned on single labels -> a teacher that gives its logits."""
+    found = classifier(path)
+    kind = found.module.card.label_kind
+    if kind != "single":
         raise TubeletError(
-            f"{path} has no classes to learn from: pass a run that was fine-tuned on single labels, or "
-            "./mine.py:function."
+            f"{path} was fine-tuned on labels of the kind {kind!r}, which have no probabilities that "
+            "add up to 1: pass a run that was fine-tuned on single labels, or ./mine.py:function."
         )
-    teacher = teacher_of(model.backbone, name=str(path))
+    return found
+
+
+def classifier(source: str | Path) -> Teacher:
+    """A fine-tuned run of ours -> a teacher that gives its outputs before softmax or sigmoid,
+    [B,outputs] a clip or frame; its `module` is the `Classifier`, with its card."""
+    path = Path(source)
+    if path.exists() and _is_published(path):
+        raise TubeletError(
+            f"{path} holds weights of others, of which only encoders are read: pass a run's folder or "
+            "a checkpoint of `tubelet finetune`."
+        )
+    model = zoo.load(path)
+    if not isinstance(model, Classifier):
+        raise TubeletError(
+            f"{path} was pretrained and has no classes to learn from: pass a run that was fine-tuned, "
+            f"as by `tubelet finetune --weights {path} --data LABELLED --out runs/NAME`."
+        )
+    channels = model.backbone.in_chans
     return Teacher(
         model,
         width=model.num_classes,
-        patch=teacher.patch,
-        sees=teacher.sees,
-        mean=(0.0,) * model.backbone.in_chans,
-        std=(1.0,) * model.backbone.in_chans,
-        name=str(path),
+        patch=model.backbone.patch,
+        sees=_sees(model.backbone),
+        mean=(0.0,) * channels,  # it normalises by itself
+        std=(1.0,) * channels,
+        name=str(source),
     )
 
 
@@ -120,12 +139,16 @@ def teacher_of(encoder: Backbone, *, name: str = "") -> Teacher:
         encoder,
         width=encoder.dim,
         patch=encoder.patch,
-        sees="frames" if encoder.trained[0] == 1 else "clip",
+        sees=_sees(encoder),
         read=_block,
         mean=(0.0,) * encoder.in_chans,  # it normalises by itself
         std=(1.0,) * encoder.in_chans,
         name=name,
     )
+
+
+def _sees(encoder: Backbone) -> Sees:
+    return "frames" if encoder.trained[0] == 1 else "clip"
 
 
 def _block(encoder: Backbone, x: Tensor, layer: int) -> Tensor:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tubelet.cli.data import check, demo, doctor, toy
+from tubelet.cli.data import check, demo, doctor, merge_labels, toy
 from tubelet.cli.models import evaluate, predict, reconstruct, similarity
 from tubelet.cli.parsing import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED
-from tubelet.cli.runs import cache, finetune, list_runs, pretrain
+from tubelet.cli.runs import cache, distil, finetune, list_runs, pretrain
 from tubelet.errors import TubeletError
 
 
@@ -94,10 +94,12 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "pretrain": pretrain,
     "cache": cache,
     "finetune": finetune,
+    "distil": distil,
     "evaluate": evaluate,
     "predict": predict,
     "reconstruct": reconstruct,
     "similarity": similarity,
+    "merge-labels": merge_labels,
     "toy": toy,
     "list": list_runs,
     "doctor": doctor,

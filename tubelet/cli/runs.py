@@ -1,4 +1,4 @@
-"""Verbs that train, and the list of what there is: pretrain, cache, finetune, list."""
+"""Verbs that train, and the list of what there is: pretrain, cache, finetune, distil, list."""
 
 from __future__ import annotations
 
@@ -118,6 +118,21 @@ def finetune(args: list[str]) -> int:
     if run is None and job.run.weights:  # once more, with the clips and the size of the weights
         job = parse(_job(verbs.finetune_from(job.run.weights)), args, called, about)
     out = verbs.finetune(job.run, out=job.out, resume=job.resume)
+    say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
+    return 0
+
+
+def distil(args: list[str]) -> int:
+    """Teach a small classifier by a large one: tubelet distil --teacher runs/g --weights runs/s --data videos/ --out runs/d"""
+    from tubelet import verbs
+    from tubelet.methods.distil import Distil
+
+    run, called = _named(args, "distil", Distil)
+    about = _about(run, "Training on the answers of a fine-tuned model. `tubelet list` shows runs.")
+    job: Any = parse(_job(run or Distil()), args, called, about)
+    if run is None and job.run.weights:  # once more, with the clips and the size of the weights
+        job = parse(_job(verbs.distil_from(job.run.weights)), args, called, about)
+    out = verbs.distil(job.run, out=job.out, resume=job.resume)
     say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
     return 0
 

@@ -1,19 +1,25 @@
 """What the commands do, as functions: pretrain, finetune, evaluate, predict, ..."""
 
 from tubelet.verbs.comparing import compared, compared_clip, similarity
+from tubelet.verbs.distilling import distil, distil_from
 from tubelet.verbs.finetuning import classifier_of, finetune, finetune_from
+from tubelet.verbs.merging import MergeConfig, merge_labels
 from tubelet.verbs.pretraining import cache, pretrain
 from tubelet.verbs.using import evaluate, masked_model, predict, reconstruct, run_masks, test_views
 
 __all__ = [
+    "MergeConfig",
     "cache",
     "classifier_of",
     "compared",
     "compared_clip",
+    "distil",
+    "distil_from",
     "evaluate",
     "finetune",
     "finetune_from",
     "masked_model",
+    "merge_labels",
     "predict",
     "pretrain",
     "reconstruct",
