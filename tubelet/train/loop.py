@@ -210,7 +210,8 @@ class _Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         if self.bf16:
-            return torch.autocast(self.place.device.type, torch.bfloat16)
+            # A forward uses each weight once, so kept copies would serve nothing: of a giant, 2 GB.
+            return torch.autocast(self.place.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
 
     def reseed(self, step: int) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -147,9 +147,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def reducing(model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """For a forward and its backward: gradients travel between processes only for the `last`."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
+    """For a forward and its backward: gradients travel between processes only for the `last`.
+
+    Not with FSDP2: until they have travelled, each process holds gradients of all weights, which it
+    was chosen to avoid.
+    """
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
