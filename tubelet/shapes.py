@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -145,6 +145,7 @@ class Batch:
         None  # int64 [B], or float32 [B,classes] (soft, multi-label, regression)
     )
     unreadable: tuple[str, ...] = ()
+    sources: dict[str, int] = field(default_factory=dict)  # clips of each, in a run of several
 
     @property
     def clip(self) -> Tensor:

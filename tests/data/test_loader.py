@@ -23,11 +23,11 @@ from tubelet.data.lists import read_list
 from tubelet.data.loader import (
     Order,
     Unreadable,
-    epoch_order,
     eval_loader,
     steps_per_epoch,
     train_loader,
 )
+from tubelet.data.mixing import epoch_order
 from tubelet.data.transforms import PRETRAIN
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec, Grid

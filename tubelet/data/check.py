@@ -18,9 +18,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tubelet.data import frames
 from tubelet.data.decode import DecodeError, Decoder, Video
 from tubelet.data.isolate import cpu_cores, each
-from tubelet.data.lists import Source, VideoList, missing_files, read_list, splits_of
+from tubelet.data.lists import Source, VideoList, read_list, splits_of
+from tubelet.data.missing import missing_files
 from tubelet.data.sampling import draw_frames, rng_for
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
@@ -138,7 +140,7 @@ def check(
     )
     seconds = time.monotonic() - started
     files = {file.path: file for file in found}
-    files |= {path: File(path, error="there is no such file.") for path in gone}
+    files |= {path: File(path, error=_why_gone(path)) for path in gone}
     _find_faults(lists, files, spec, report)
     _measure([file for file in found if not file.error], seconds, report)
     return report
@@ -147,8 +149,7 @@ def check(
 def inspect_file(path: str, clip: ClipSpec, timed: set[str], decoder: Decoder) -> File:
     """Decodes all of one file; times one training clip of it where it is in `timed`."""
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = _digest(path)
         started = time.perf_counter()
         with Video(path, decoder=decoder) as video:
             info = video.info
@@ -166,6 +167,24 @@ def inspect_file(path: str, clip: ClipSpec, timed: set[str], decoder: Decoder) -
     with Video(path, decoder=decoder) as video:
         video.frames(draw_frames(clip, info.frames, info.fps, rng_for(0, 0, 0)))
     return replace(found, clip_seconds=time.perf_counter() - started)
+
+
+def _why_gone(path: str) -> str:
+    folder = frames.parse(path)
+    return "there is no such file." if folder is None else f"{frames.gap(folder)}."
+
+
+def _digest(path: str) -> str:
+    """sha256 of a file; of a folder of frames that of theirs, one after the other."""
+    folder = frames.parse(path)
+    if folder is None:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for number in range(folder.first, folder.last + 1):
+        with open(folder.file(number), "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _read(

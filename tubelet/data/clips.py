@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset
 
 from tubelet.data.cache import FeatureCache, one_sample_a_video
 from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
-from tubelet.data.lists import Kind, VideoList, as_target
+from tubelet.data.lists import Kind, Part, VideoList, as_target
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
 from tubelet.data.transforms import Augment, Size, augment, to_channels, views_of
 from tubelet.errors import TubeletError
@@ -27,7 +28,10 @@ TRIES = 10  # videos tried for one sample before giving up
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a sample is drawn for: the position `index` of the list in `epoch`."""
+    """What a sample is drawn for: the position `index` of the list in `epoch`.
+
+    Where sources have weights `epoch` is the pass through the source's videos (see `mixing.py`).
+    """
 
     epoch: int
     index: int
@@ -83,11 +87,11 @@ class ClipDataset(Dataset[list[Sample]]):
     """Training samples: `dataset[Key(epoch, index)]` -> `num_sample` samples of one decode.
 
     The repeats share their frames; crop, flip and mask are drawn anew for each. An unreadable video
-    is replaced by another, drawn from the same (seed, epoch, index), and named in
+    is replaced by another of its source, drawn from the same (seed, epoch, index), and named in
     `Sample.unreadable`; a sample then carries path, index and label of what it shows.
 
     Args:
-        videos: the list.
+        videos: the list; each of its parts, where it has some, with clips of its own spec.
         spec: what a clip is.
         augment: the crop and what else is done to the pixels.
         seed: of the run.
@@ -123,6 +127,8 @@ class ClipDataset(Dataset[list[Sample]]):
         if features is not None:
             one_sample_a_video(num_sample)
         self.videos = Table(videos)
+        self.parts = videos.parts
+        self._whole = Part("", 0, len(videos), None, spec, "")
         self.spec = spec
         self.augment = augment
         self.seed = seed
@@ -183,28 +189,44 @@ class ClipDataset(Dataset[list[Sample]]):
     def _decode(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, tuple[str, ...]]:
         """A clip uint8 [T,H,W,C], the index that it shows, and the paths that failed before."""
         failed: dict[int, str] = {}
+        part = self._part(index)
         while True:
             path = self.videos.path(index)
             try:
                 with Video(path, decoder=self.decoder) as video:
                     info = video.info
-                    clip = video.frames(draw_frames(self.spec, info.frames, info.fps, rng))
+                    clip = video.frames(draw_frames(part.clip, info.frames, info.fps, rng))
             except (DecodeError, OSError) as error:
                 failed[index] = str(error)
             else:
                 bad = tuple(self.videos.path(at) for at in failed)
                 return to_channels(clip, self.spec.in_chans), index, bad
-            if len(failed) == min(TRIES, len(self)):
-                raise _all_failed(list(failed.values()), len(self))
+            if len(failed) == min(TRIES, part.videos):
+                raise all_failed(list(failed.values()), part.videos, part.name)
             while index in failed:
-                index = int(rng.integers(len(self)))
+                index = part.first + int(rng.integers(part.videos))
+
+    def _part(self, index: int) -> Part:
+        """The source of an entry; all of the list where it has no parts."""
+        if not self.parts:
+            return self._whole
+        return self.parts[bisect_right(self.parts, index, key=lambda part: part.first) - 1]
+
+    def count(self, index: Tensor) -> dict[str, int]:
+        """index int64 [B] -> {source: how many of them are its}, of every source."""
+        ends = torch.tensor([part.first + part.videos for part in self.parts])
+        at = torch.bucketize(index, ends, right=True)
+        counts = torch.bincount(at, minlength=len(ends)).tolist()
+        return dict(zip((part.name for part in self.parts), counts, strict=True))
 
 
-def _all_failed(reasons: Sequence[str], videos: int) -> TubeletError:
+def all_failed(reasons: Sequence[str], videos: int, source: str = "") -> TubeletError:
+    """The error of a list (or source) of which so many videos were tried in vain."""
     tried = f"All {videos}" if len(reasons) == videos else f"{len(reasons)} in a row of {videos}"
     shown = "\n".join(f"  {reason}" for reason in reasons[:3])
     return TubeletError(
-        f"{tried} videos could not be decoded, for example:\n{shown}\n"
+        f"{tried} videos{source and f' of source {source}'} could not be decoded, for example:\n"
+        f"{shown}\n"
         "`tubelet check` on this data lists every file that cannot be read."
     )
 

@@ -2,15 +2,14 @@
 
 PyAV decodes by default (its wheel carries FFmpeg); torchcodec is an extra that gives the same
 frames: equal for 8 bits and even sizes, and otherwise as near as two versions of FFmpeg
-interpolate colour alike. A picture is a video of one frame.
+interpolate colour alike. A picture is a video of one frame, and so is read a folder of frames
+(see `frames.py`).
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,22 +19,16 @@ import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tubelet.data import frames
+from tubelet.data.pictures import IMAGES, Picture
 from tubelet.data.reader import DecodeError, Reader, VideoInfo
 from tubelet.errors import TubeletError
 
 __all__ = ["IMAGES", "DecodeError", "Decoder", "Video", "VideoInfo", "available_decoders"]
 
 Decoder = Literal["pyav", "torchcodec"]
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-# What Pillow raises for files that are damaged, no picture, or so large that they may be an attack.
-_NO_PICTURE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, struct.error, zlib.error),
-)
 
 
 class _Source(Protocol):
@@ -53,7 +46,7 @@ class _Source(Protocol):
 class Video:
     """One video file, read by frame number; a context manager.
 
-    `path`: a video, or a picture (a clip of one frame). `decoder`: "pyav" or "torchcodec" (the
+    `path`: a video, a picture (a clip of one frame), or a folder of frames. `decoder`: "pyav" or "torchcodec" (the
     extra `tubelet[torchcodec]`). `threads`: of the decoder; a loader has its own processes, so 1.
     Not to be shared between threads.
 
@@ -64,9 +57,13 @@ class Video:
         self.path = str(path)
         if decoder not in ("pyav", "torchcodec"):
             raise TubeletError(f"decoder is 'pyav' or 'torchcodec', and not {decoder!r}.")
+        folder = frames.parse(self.path)
+        if folder is not None:
+            self._source: _Source = frames.Frames(self.path, folder)
+            return
         _look(self.path)
         if Path(self.path).suffix.lower() in IMAGES:
-            self._source: _Source = _Picture(self.path)
+            self._source = Picture(self.path)
         else:
             self._source = reader = Reader(self.path, threads)
             # Files whose frames only decoding can number (see `reader.py`) or whose groups are open
@@ -150,48 +147,6 @@ def _look(path: str) -> None:
         raise DecodeError(path, "permission to read it is denied.")
     if not file.stat().st_size:
         raise DecodeError(path, "the file is empty (0 bytes).")
-
-
-class _Picture:
-    """A picture file as a video of one frame at 1 frame per second, upright by its EXIF tag."""
-
-    def __init__(self, path: str) -> None:
-        try:
-            with Image.open(path) as image:
-                # MPO is what some cameras call .jpg: the picture, and smaller copies behind it.
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                    raise DecodeError(
-                        path, "it is an animation in a picture's format: convert it to .mp4."
-                    )
-                kind, mode = str(image.format).lower(), image.mode
-                self._pixels = np.asarray(_rgb(ImageOps.exif_transpose(image)))
-        except _NO_PICTURE as error:
-            raise DecodeError(path, f"it cannot be read as a picture ({error}).") from error
-        height, width, _ = self._pixels.shape
-        self.info = VideoInfo(1, 1.0, 1.0, height, width, kind, mode, 0)
-        self.timestamps = np.zeros(1)
-        self.decoded = 1
-
-    def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        out[:] = self._pixels
-
-    def close(self) -> None:
-        pass
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16 bits lose the lower 8, what is transparent shows white behind it."""
-    if image.mode.startswith("I"):
-        deep = np.asarray(image)
-        if deep.min() < 0 or deep.max() > 65535:
-            raise ValueError(f"grey values from {deep.min()} to {deep.max()}, beyond 16 bits")
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("fractions as grey values, of which white is not known")
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
 
 
 def _torchcodec() -> Any:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tubelet.data.decode import IMAGES
+from tubelet.data import frames
+from tubelet.data.pictures import IMAGES
 from tubelet.errors import TubeletError
 
 VIDEO_EXTENSIONS = (
@@ -65,7 +66,8 @@ LABEL_COLUMNS = (
 SPLIT_COLUMNS = ("split", "subset", "partition")
 
 _ANCHOR = re.compile(
-    rf"(?P<path>.+(?:{'|'.join(re.escape(e) for e in EXTENSIONS)}))(?P<rest>$|\s.*|[,;].*|::.*)",
+    rf"(?P<path>.+(?:{'|'.join(re.escape(e) for e in EXTENSIONS)})(?:{frames.RANGE})?)"
+    r"(?P<rest>$|\s.*|[,;].*|::.*)",
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -105,7 +107,7 @@ def refuse(source: str, bad: Sequence[Bad], total: int, advice: str, unit: str =
 
 def read_rows(file: Path, *, column: str | None, exists: Callable[[str], bool]) -> Table:
     """The rows of a csv, tsv, txt or jsonl file. `exists` says whether a listed path is there."""
-    lines = _lines(file)
+    lines = lines_of(file)
     if file.suffix.lower() == ".jsonl":
         return _read_jsonl(file, lines, column)
     head = _header(lines[0][1], column)
@@ -127,7 +129,8 @@ class Table(NamedTuple):
     ignored: tuple[str, ...] = ()  # columns that were not used
 
 
-def _lines(file: Path) -> list[tuple[int, str]]:
+def lines_of(file: Path) -> list[tuple[int, str]]:
+    """The lines of a list with their numbers, without empty ones and comments."""
     data = file.read_bytes()
     if b"\0" in data[:4096]:
         raise TubeletError(
@@ -276,8 +279,9 @@ def _why_no_path(text: str, exists: Callable[[str], bool]) -> str:
     first = re.split(r"[\s,;]", text)[0]
     if exists(os.path.join(first, ".")):
         return (
-            "a folder: lists of frame folders are not read; make videos of them "
-            "(ffmpeg -i folder/%05d.jpg folder.mp4)"
+            "a folder: a list of frame folders is read for pretraining, as "
+            "--sources NAME=LIST,kind=frames; elsewhere write folder/img_{:05}.jpg[1:45] for its "
+            "frames 1 to 45"
         )
     return "no path with a video extension, and no such file"
 

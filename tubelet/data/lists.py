@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from tubelet.data import frames
 from tubelet.data.labels import Labels, understand
 from tubelet.data.listfiles import (
     EXTENSIONS,
@@ -35,7 +36,9 @@ from tubelet.data.listfiles import (
     read_rows,
     refuse,
 )
+from tubelet.data.missing import complete, exists, missing_files
 from tubelet.errors import TubeletError
+from tubelet.shapes import ClipSpec
 
 Kind = Literal["unlabelled", "single", "multi", "regression"]
 Source = str | os.PathLike[str] | Sequence[Any]
@@ -56,6 +59,19 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The videos `first` to `first + videos - 1` of a list: one of several sources of a run."""
+
+    name: str
+    first: int
+    videos: int
+    weight: float | None  # share of the draws, relative to others; None: its number of videos
+    clip: ClipSpec  # how clips of these videos are taken
+    fingerprint: str  # of its own list
+    complete: bool = True  # False: frames that the list counts have not been looked for
+
+
+@dataclass(frozen=True)
 class VideoList:
     """Videos and what their labels mean."""
 
@@ -65,6 +81,7 @@ class VideoList:
     kind: Kind = "unlabelled"
     root: str = ""  # what relative paths were joined to
     notes: tuple[str, ...] = ()  # what a person should hear about this list
+    parts: tuple[Part, ...] = ()  # of a mixed list (see `sources.py`)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -84,6 +101,9 @@ class VideoList:
     def fingerprint(self) -> str:
         """sha256 over relative paths, labels and class names: equal lists on any machine."""
         digest = hashlib.sha256(repr((self.kind, self.classes)).encode())
+        if self.parts:  # each has a root of its own
+            digest.update(repr([part.fingerprint for part in self.parts]).encode())
+            return digest.hexdigest()
         for entry in self.entries:
             path = os.path.relpath(entry.path, self.root) if self.root else entry.path
             digest.update(repr((Path(path).as_posix(), entry.label)).encode())
@@ -217,7 +237,7 @@ def _from_file(file: Path, root: str, split: str | None, column: str | None) -> 
     table = read_rows(
         file,
         column=column,
-        exists=lambda p: any(os.path.exists(_complete(_join(base, p))) for base in candidates),
+        exists=lambda p: any(exists(_join(base, p)) for base in candidates),
     )
     rows, notes = table.rows, []
     if split is not None and table.splits is not None:
@@ -229,9 +249,9 @@ def _from_file(file: Path, root: str, split: str | None, column: str | None) -> 
         notes.append(f"{file}: columns not used: {', '.join(table.ignored)}")
     some = rows[:: max(1, len(rows) // 50)]
     base = max(  # the first of the best
-        candidates, key=lambda b: sum(os.path.exists(_complete(_join(b, r.path))) for r in some)
+        candidates, key=lambda b: sum(exists(_join(b, r.path)) for r in some)
     )
-    full = [r._replace(path=_complete(_join(base, r.path))) for r in rows]
+    full = [r._replace(path=complete(_join(base, r.path))) for r in rows]
     return _Found(full, str(file), base, notes=tuple(notes), unused=table.ignored)
 
 
@@ -241,13 +261,6 @@ def _is_split(value: str, split: str) -> bool:
 
 def _join(root: str, path: str) -> str:
     return os.path.join(root, path) if root else path
-
-
-def _complete(path: str) -> str:
-    """The path, or with .mp4 where it has no extension and only that exists (as published)."""
-    if not os.path.splitext(path)[1] and not os.path.exists(path) and os.path.exists(path + ".mp4"):
-        return path + ".mp4"
-    return path
 
 
 def _from_folder(
@@ -346,24 +359,6 @@ def _walk(folder: Path) -> tuple[list[str], list[str]]:
 # --- checks ----------------------------------------------------------------------------------
 
 
-def missing_files(paths: Sequence[str]) -> list[int]:
-    """Positions of the paths that do not exist; a folder with many of them is listed once."""
-    by_folder: dict[str, list[int]] = {}
-    for at, path in enumerate(paths):
-        by_folder.setdefault(os.path.dirname(path), []).append(at)
-    missing: list[int] = []
-    for folder, positions in by_folder.items():
-        there: set[str] = set()
-        if len(positions) > 8 and os.path.isdir(folder or "."):
-            there = set(os.listdir(folder or "."))
-        missing += [
-            at
-            for at in positions
-            if os.path.basename(paths[at]) not in there and not os.path.exists(paths[at])
-        ]
-    return sorted(missing)
-
-
 def _all_exist(found: _Found) -> None:
     missing = missing_files([row.path for row in found.rows])
     bad = [
@@ -373,6 +368,10 @@ def _all_exist(found: _Found) -> None:
     ]
     for at in missing:
         row = found.rows[at]
+        folder = frames.parse(row.path)
+        if folder is not None:
+            bad.append(Bad(row.line, row.text, frames.gap(folder)))
+            continue
         stem = os.path.splitext(row.path)[0]
         other = next((stem + e for e in VIDEO_EXTENSIONS if os.path.exists(stem + e)), None)
         hint = f" ({os.path.basename(other)} does)" if other and len(bad) < 10 else ""

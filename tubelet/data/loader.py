@@ -11,18 +11,18 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from tubelet.data.clips import ClipDataset, EvalDataset, Key, Pack, Views, collate
+from tubelet.data.lists import Part
+from tubelet.data.mixing import epoch_order, mixed_order, weighted
 from tubelet.data.workers import batches_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch
 
 log = logging.getLogger("tubelet")
-
-ORDER_STREAM = 0x6F72646572  # keeps the order's random numbers apart from all others
 
 
 def steps_per_epoch(videos: int, batch_size: int) -> int:
@@ -37,20 +37,17 @@ def steps_per_epoch(videos: int, batch_size: int) -> int:
     return videos // batch_size
 
 
-def epoch_order(videos: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [videos]: the order of an epoch, a function of (seed, epoch) alone."""
-    # Raw 64-bit draws of a bit generator, which NumPy keeps stable over versions.
-    draws = np.random.PCG64([ORDER_STREAM, seed, epoch]).random_raw(videos)
-    return np.argsort(draws, kind="stable")
-
-
 class Order:
-    """The keys of each micro-batch of one process, from `start_step` to `total_steps`."""
+    """The keys of each micro-batch of one process, from `start_step` to `total_steps`.
+
+    `parts`: of a list of several sources; they matter where they have weights.
+    """
 
     def __init__(
         self,
         videos: int,
         *,
+        parts: Sequence[Part] = (),
         batch_size: int,
         micro_batch: int,
         seed: int,
@@ -65,6 +62,7 @@ class Order:
         if not 0 <= rank < world:
             raise TubeletError(f"rank {rank} of {world} processes: expected 0 to {world - 1}.")
         self.videos = videos
+        self.parts = parts
         self.batch_size = batch_size
         self.micro_batch = micro_batch
         self.seed = seed
@@ -81,14 +79,24 @@ class Order:
 
     def __iter__(self) -> Iterator[list[Key]]:
         share = self.batch_size // self.world
-        order, of_epoch = np.arange(self.videos), -1
+        passes, order, of_epoch = np.empty(0), np.empty(0), -1
         for step in range(self.start_step, self.total_steps):
             epoch, update = divmod(step, self.steps_per_epoch)
-            if self.shuffle and epoch != of_epoch:
-                order, of_epoch = epoch_order(self.videos, self.seed, epoch), epoch
+            if epoch != of_epoch:
+                (passes, order), of_epoch = self._epoch(epoch), epoch
             first = update * self.batch_size + self.rank * share
             for start in range(first, first + share, self.micro_batch):
-                yield [Key(epoch, int(i)) for i in order[start : start + self.micro_batch]]
+                mine = slice(start, start + self.micro_batch)
+                yield [Key(int(p), int(i)) for p, i in zip(passes[mine], order[mine], strict=True)]
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `Key.epoch` and `Key.index` of the draws of an epoch, int64 [n] each."""
+        if self.shuffle and weighted(self.parts):
+            draws = self.steps_per_epoch * self.batch_size
+            return mixed_order(self.parts, draws, self.seed, epoch)
+        listed = np.arange(self.videos)
+        order = epoch_order(self.videos, self.seed, epoch) if self.shuffle else listed
+        return np.full(self.videos, epoch), order
 
 
 def _divides(batch_size: int, world: int, micro_batch: int) -> None:
@@ -161,6 +169,7 @@ class TrainLoader:
         self.order = order
         self.unreadable = Unreadable(len(dataset), dataset.max_unreadable)
         self._num_sample = dataset.num_sample
+        self._count = dataset.count if dataset.parts else None
         self._batches: Callable[[], Iterator[Batch]] = functools.partial(
             batches_of, dataset, order, functools.partial(collate, pack=pack), workers, pin
         )
@@ -171,6 +180,8 @@ class TrainLoader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._batches():
             self.unreadable.note(batch.unreadable, len(batch.paths) // self._num_sample)
+            if self._count is not None:
+                batch.sources = self._count(batch.index)
             yield batch
 
 
@@ -211,6 +222,7 @@ def train_loader(
     """
     order = Order(
         len(dataset),
+        parts=dataset.parts,
         batch_size=batch_size,
         micro_batch=micro_batch,
         seed=seed,
