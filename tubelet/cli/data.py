@@ -1,4 +1,4 @@
-"""Verbs about data and the machine: check, demo, toy, doctor."""
+"""Verbs about data and the machine: check, merge-labels, demo, toy, doctor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from tubelet.cli.parsing import EXIT_ERROR, Given, bar, option, options_of, parse, write_json
+from tubelet.cli.parsing import EXIT_ERROR, Given, bar, option, options_of, pairs, parse, write_json
 
 
 def check(args: list[str]) -> int:
@@ -42,6 +42,36 @@ def check(args: list[str]) -> int:
     Console().print(report.table())
     write_json(job.json, report.to_json())
     return 0 if report.ok else EXIT_ERROR
+
+
+def merge_labels(args: list[str]) -> int:
+    """One label set out of several: tubelet merge-labels k400=a.csv k600=b.csv --out merged/"""
+    from tubelet import verbs
+
+    kind = options_of(
+        "MergeLabels",
+        verbs.MergeConfig(),
+        ("lists", option(tuple[str, ...], "SET=LIST: the training list of each set.", Given)),
+        ("out", option(Path, "Folder for the merged lists and the maps.")),
+        ("val", option(tuple[str, ...], "SET=LIST: videos that no training list may have."), ()),
+        ("classes", option(tuple[str, ...], "SET=FILE: a name in each line, that of 0 first."), ()),
+        ("root", option(tuple[str, ...], "SET=FOLDER: joined in front of relative paths."), ()),
+    )
+    about = "Classes of one name are one class; each video is kept once (docs/progressive.md)."
+    job: Any = parse(kind, args, "merge-labels", about)
+    with bar("reading", "lists") as progress:
+        merged = verbs.merge_labels(
+            pairs(job.lists, "The lists"),
+            out=job.out,
+            val=pairs(job.val, "--val"),
+            classes=pairs(job.classes, "--classes"),
+            root=pairs(job.root, "--root"),
+            config=job.config,
+            progress=progress,
+        )
+    Console().print(merged.table())
+    print(f"{job.out}    next: tubelet finetune --weights RUN --data {job.out} --out runs/NAME")
+    return 0
 
 
 def demo(args: list[str]) -> int:

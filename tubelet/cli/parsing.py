@@ -37,6 +37,19 @@ def option(kind: Any, text: str, *more: Any) -> Any:
     return Annotated[(kind, tyro.conf.arg(help=text), *more)]
 
 
+def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
+    """("a=x", "b=y") -> {"a": "x", "b": "y"}; no name, and a name given twice, are errors."""
+    found: dict[str, str] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not (name and equals and value):
+            raise TubeletError(f"{flag}: got {one!r}; expected NAME=VALUE, such as k400=train.csv.")
+        if name in found:
+            raise TubeletError(f"{flag}: {name!r} was given twice, {found[name]} and {value}.")
+        found[name] = value
+    return found
+
+
 def say(text: str) -> None:
     """Prints, from the first of several processes."""
     if os.environ.get("RANK", "0") == "0":
