@@ -13,7 +13,7 @@ import pytest
 from tubelet.data import sampling
 from tubelet.data.sampling import centre_frames, draw_frames, rng_for, sample_seed, window_frames
 from tubelet.errors import TubeletError
-from tubelet.methods.run import record
+from tubelet.methods.records import record
 from tubelet.shapes import ClipSpec
 
 DENSE = ClipSpec(num_frames=16, sampling="dense", sampling_rate=4)
@@ -247,6 +247,26 @@ def test_uniform_windows_are_one_hop_or_the_file() -> None:
     windows = list(window_frames(UNIFORM, 320, 32.0, hop_seconds=5))
     assert [w[:2] for w in windows] == [(0, 5), (5, 10)]
     assert windows[1][2].tolist() == list(range(165, 320, 10))
+
+
+@pytest.mark.parametrize("hop", [1, 4, 16, 23])
+@pytest.mark.parametrize("frames", [16, 17, 31, 32, 100])
+def test_whole_windows_are_those_of_published_features(frames: int, hop: int) -> None:
+    spec = ClipSpec(num_frames=16, sampling_rate=1)
+    windows = list(window_frames(spec, frames, 25.0, hop_frames=hop, whole=True))
+    expected = [list(range(start, start + 16)) for start in range(0, frames - 15, hop)]
+    assert [clip.tolist() for _, _, clip in windows] == expected
+    assert [start for start, _, _ in windows] == [clip[0] / 25 for clip in expected]
+    assert [end for _, end, _ in windows] == [(clip[-1] + 1) / 25 for clip in expected]
+
+
+def test_whole_windows_of_short_files_and_of_hops_in_seconds() -> None:
+    spec = ClipSpec(num_frames=4, sampling_rate=1)
+    ((start, end, clip),) = window_frames(spec, 3, 10.0, hop_frames=2, whole=True)
+    assert (start, end, clip.tolist()) == (0, 0.3, [0, 1, 2, 2])
+    for fps, frames in ((30.0, 3), (29.97, 7), (10.0, 1)):
+        windows = list(window_frames(spec, 1000, fps, hop_seconds=frames / fps, whole=True))
+        assert len(windows) == (1000 - 4) // frames + 1
 
 
 def test_windows_are_made_one_by_one() -> None:

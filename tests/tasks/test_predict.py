@@ -18,14 +18,13 @@ from tubelet.model import Classifier
 from tubelet.shapes import ClipSpec
 from tubelet.tasks.predict import (
     Answer,
-    FrameStream,
     PredictConfig,
     Prediction,
     Predictions,
     Window,
-    paths_of,
     predict,
 )
+from tubelet.tasks.windows import FrameStream, paths_of
 
 HERE = PredictConfig(device="cpu", batch_size=4)
 NAMES = ("run", "jump", "sit, down")

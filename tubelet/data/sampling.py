@@ -115,6 +115,7 @@ def window_frames(
     *,
     hop_seconds: float | None = None,
     hop_frames: int | None = None,
+    whole: bool = False,
 ) -> Iterator[tuple[float, float, Frames]]:
     """Windows that cover a file of any length: (start seconds, end seconds, int64 [T]), in order.
 
@@ -122,6 +123,10 @@ def window_frames(
     starts a hop later; without a hop they touch. The last is moved back to end with the file.
     With "uniform", where a clip has no length of its own, a window is one hop long, and without
     a hop the whole file is one window.
+
+    `whole`: only windows that a multiple of the hop starts and that end within the file, as
+    features are published for temporal action detection (arXiv 2303.16727):
+    floor((n - span) / hop) + 1 of them. A file shorter than a window has one all the same.
     """
     n = _checked(spec, frames, fps)
     if hop_seconds is not None and hop_frames is not None:
@@ -134,7 +139,8 @@ def window_frames(
     else:
         span = spec.num_frames * _stride(spec, fps)
     hop = max(1.0, hop or span)
-    count = max(1, ceil((n - span) / hop) + 1)
+    # A hop in seconds may come out a rounding error longer than so many frames.
+    count = max(1, (floor((n - span) / hop + 1e-6) if whole else ceil((n - span) / hop)) + 1)
     for k in range(count):
         start = max(0.0, min(k * hop, n - span))
         if spec.sampling == "uniform":

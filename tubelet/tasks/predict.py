@@ -4,33 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor, nn
 
 from tubelet.data.decode import DecodeError, Video
-from tubelet.data.listfiles import LIST_EXTENSIONS
-from tubelet.data.lists import read_list
 from tubelet.data.sampling import window_frames
-from tubelet.data.transforms import to_channels, views_of
 from tubelet.errors import TubeletError
 from tubelet.model import Classifier
 from tubelet.shapes import ClipSpec
 from tubelet.tasks.scores import Kind, Precision, Scorer, check_finite
+from tubelet.tasks.windows import FrameStream, Source, batched, paths_of
 from tubelet.train.parallel import unwrap
 
-Source = str | Path
 Progress = Callable[[str, float, float], None]  # path, seconds done, seconds in all
-RAW_FRAMES = 16  # decoded at a time, before they are made small
 LINES_SHOWN = 40  # of a file's timeline in a table
 
 
@@ -191,67 +184,6 @@ def predict(
     return Predictions(tuple(files), spec, kind)
 
 
-def paths_of(sources: Source | Sequence[Source]) -> list[str]:
-    """Files, folders and lists -> paths of files, in order."""
-    if isinstance(sources, (str, Path)):
-        sources = [sources]
-    paths: list[str] = []
-    for source in sources:
-        if Path(source).is_dir() or Path(source).suffix.lower() in LIST_EXTENSIONS:
-            videos = read_list(source, kind="unlabelled", must_exist=False)
-            paths += [entry.path for entry in videos.entries]
-        else:
-            paths.append(str(source))
-    if not paths:
-        raise TubeletError("No files to predict: give a video, a folder, or a list.")
-    return paths
-
-
-class FrameStream:
-    """The clips of windows in order of their start, with every frame decoded once.
-
-    `most` is the largest number of frames that were held at a time.
-    """
-
-    def __init__(self, video: Video, spec: ClipSpec):
-        self.video = video
-        self.spec = spec
-        self.most = 0
-        self._held: dict[int, Tensor] = {}  # frame number -> uint8 [C,h,w]
-
-    def clips(
-        self, windows: Iterable[tuple[float, float, NDArray[np.int64]]]
-    ) -> Iterator[tuple[float, float, Tensor]]:
-        """(start, end, int64 [T]) -> (start, end, uint8 [C,T,h,w])."""
-        rest = iter(windows)
-        ahead = deque(islice(rest, 1))
-        decoded = -1
-        while ahead:
-            start, end, frames = ahead[0]
-            until = int(frames.max())
-            # Windows that begin before this one ends need their frames now: the decoder does not
-            # go back.
-            while ahead[-1][2][0] <= until and (following := next(rest, None)):
-                ahead.append(following)
-            first = int(frames[0])
-            self._held = {at: frame for at, frame in self._held.items() if at >= first}
-            needed = np.unique(np.concatenate([window[2] for window in ahead]))
-            self._decode(needed[(needed > decoded) & (needed <= until)])
-            decoded = max(decoded, until)
-            yield start, end, torch.stack([self._held[int(at)] for at in frames], 1)
-            ahead.popleft()
-            if not ahead:
-                ahead.extend(islice(rest, 1))
-
-    def _decode(self, numbers: NDArray[np.int64]) -> None:
-        for at in range(0, len(numbers), RAW_FRAMES):
-            some = numbers[at : at + RAW_FRAMES]
-            frames = to_channels(self.video.frames(some), self.spec.in_chans)
-            small = views_of(frames, self.spec)[0]
-            self._held |= {int(n): small[:, i].clone() for i, n in enumerate(some)}
-        self.most = max(self.most, len(self._held))
-
-
 def _file(
     scorer: Scorer,
     path: str,
@@ -274,7 +206,7 @@ def _file(
                 hop_seconds=config.hop_seconds,
                 hop_frames=config.hop_frames,
             )
-            for batch in _batched(FrameStream(video, spec).clips(cuts), config.batch_size):
+            for batch in batched(FrameStream(video, spec).clips(cuts), config.batch_size):
                 clips = torch.stack([clip for _, _, clip in batch])
                 scores = scorer(scorer.padded(clips))[: len(clips)]
                 check_finite(scores, path)
@@ -289,23 +221,6 @@ def _file(
         error = str(problem)
     top = _best(total / len(windows), names, config.top, scorer.kind) if windows else ()
     return Prediction(path, duration, tuple(windows), top, error)
-
-
-def _batched(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of up to `size`; what came before an item fails to come is still given out."""
-    batch: list[Any] = []
-    try:
-        for item in items:
-            batch.append(item)
-            if len(batch) == size:
-                yield batch
-                batch = []
-    except DecodeError:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
 
 
 def _best(scores: Tensor, names: Sequence[str], top: int, kind: Kind) -> tuple[Answer, ...]:

@@ -15,7 +15,7 @@ from tubelet.backbones.backbone import Backbone
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
 from tubelet.targets.features import Teacher
-from tubelet.tasks import predict as prediction
+from tubelet.tasks.windows import paths_of
 from tubelet.teachers import load_teacher
 from tubelet.train import checkpoint
 
@@ -42,7 +42,7 @@ def similarity(
     if not isinstance(models, Mapping):
         several = [models] if isinstance(models, (str, Path, Teacher)) else list(models)
         models = compared(several)
-    paths = prediction.paths_of(videos)
+    paths = paths_of(videos)
     clip = clip or compared_clip(models)
     result = analysis.similarity(models, paths, clip, config, progress=progress)
     if out is not None:
