@@ -59,6 +59,12 @@ def distil(verb: str, data: str, out: str, teachers: str, *more: str) -> list[st
     return [*given, *more]
 
 
+def taught(data: str, *more: str) -> list[str]:
+    """A student of a fine-tuned teacher."""
+    given = ["distil", "--weights", "runs/pre", "--data", data, "--out", "runs/new", *more]
+    return [*given, "--steps", "2", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+
+
 def cached(folder: Path) -> None:
     """A cache of the features of videos/ in features/."""
     if not (folder / "features").exists():
@@ -283,6 +289,32 @@ CASES = [
         "tubelet cache videomae:small_k400 --data videos --out features",
         ["cache", *PRETRAIN[1:], "--data", "videos", "--out", "features", *SMALL],
         ("learns from no frozen network", "mvd:"),
+    ),
+    Case(
+        "no teacher for distillation",
+        "tubelet distil --weights runs/pre --data videos --out runs/new",
+        taught("videos"),
+        ("teacher is missing", "--teacher"),
+    ),
+    Case(
+        "a pretrained model as the teacher of classes",
+        "tubelet distil --teacher runs/pre --weights runs/pre --data videos --out runs/new",
+        taught("videos", "--teacher", "runs/pre"),
+        ("runs/pre was pretrained", "no classes to learn from", "tubelet finetune"),
+    ),
+    Case(
+        "labels that are not the teacher's",
+        "tubelet distil --teacher runs/fine --weights runs/pre --data others --out runs/new",
+        taught("others", "--teacher", "runs/fine"),
+        ("others are not those of the teacher runs/fine", "'up'", "--no-labels"),
+        lambda folder: [write_video(folder / f"others/{name}/0.mp4") for name in ("up", "down")],
+    ),
+    Case(
+        "a weight for labels that are not there",
+        "tubelet distil --teacher runs/fine --weights runs/pre --data videos --out runs/new "
+        "--label-weight 1",
+        taught("videos", "--teacher", "runs/fine", "--label-weight", "1"),
+        ("videos has no labels", "--label-weight 1"),
     ),
     Case(
         "a folder without images",
