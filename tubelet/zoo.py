@@ -12,6 +12,7 @@ from tubelet.backbones import Encoder
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MVIT_BASE, MVIT_LARGE, MVIT_SMALL
 from tubelet.errors import TubeletError
+from tubelet.methods.records import value_of
 from tubelet.methods.run import (
     Pretraining,
     changed,
@@ -20,7 +21,6 @@ from tubelet.methods.run import (
     named_runs,
     record,
     to_dict,
-    value_of,
 )
 from tubelet.model import Card, Classifier, MaskedModel, VideoModel
 from tubelet.shapes import ClipSpec

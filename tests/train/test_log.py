@@ -46,13 +46,13 @@ def test_means_are_weighted_and_leave_out_what_was_skipped() -> None:
             meter.forward(batch(path), terms)
         assert float(meter.loss) == pytest.approx(sum(f[0] for f in forwards), nan_ok=True)
         meter.update(step, torch.tensor(skipped), torch.tensor(norm))
-    means, found, clips = meter.read()
+    means, found, clips, _ = meter.read()
     assert means == {"loss": 16.0 / 7.0, "other": 2.0, "grad_norm": 4.0}
     assert [(each.step, each.paths) for each in found] == [(2, ["c"]), (4, ["g", "h"])]
     assert clips == 8
     meter.forward(batch("i"), {"loss": (torch.tensor(1.0), 1.0)})
     meter.update(5, torch.tensor(True), torch.tensor(1.0))
-    means, found, clips = meter.read()
+    means, found, clips, _ = meter.read()
     assert (
         math.isnan(means["loss"])
         and len(found) == clips == 1
@@ -81,7 +81,7 @@ def test_bar_on_a_terminal(tiny: ModuleType, tmp_path: Path) -> None:
     with log_of(tiny, tmp_path, console) as log:
         assert log.next(iter([batch("a")])).paths == ["a"]
         log.advance(3)
-        log.progress(3, 0.0125, {"loss": 1.25, "grad_norm": math.nan}, 1, skipped=2)
+        log.progress(3, 0.0125, {"loss": 1.25, "grad_norm": math.nan}, 1, skipped=2, sources={})
         log.evaluation(3, {"top1": 81.5})
         log.evaluation(3, {})
     shown = screen.getvalue()
@@ -100,7 +100,7 @@ def test_lines_elsewhere(tiny: ModuleType, tmp_path: Path) -> None:
     screen = io.StringIO()
     with log_of(tiny, tmp_path, Console(file=screen, soft_wrap=True)) as log:
         for step in (3, 4, 5, 6):  # the first and the last are shown; no two within 10 seconds
-            log.progress(step, 0.1, {"loss": 1.25}, 1, skipped=0)
+            log.progress(step, 0.1, {"loss": 1.25}, 1, skipped=0, sources={})
     *rules, first, last = screen.getvalue().splitlines()
     assert len(rules) == len(log.derived.rules)
     assert first.startswith("step 3/6  loss 1.2500") and first.endswith(" left")
@@ -108,7 +108,7 @@ def test_lines_elsewhere(tiny: ModuleType, tmp_path: Path) -> None:
     assert "\x1b" not in screen.getvalue()
     silent = io.StringIO()
     with log_of(tiny, tmp_path, Console(file=silent), progress=False) as log:
-        log.progress(3, 0.1, {"loss": 1.25}, 1, skipped=0)
+        log.progress(3, 0.1, {"loss": 1.25}, 1, skipped=0, sources={})
     assert silent.getvalue() == ""
 
 

@@ -7,7 +7,6 @@ repeated. `source` says where the values come from and `published` what was reac
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import importlib
 import inspect
@@ -15,7 +14,6 @@ import json
 import os
 import sys
 import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -33,15 +31,17 @@ from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.vit import BASE, ViTShape
 from tubelet.data import transforms
 from tubelet.data.sampling import rng_for
+from tubelet.data.sources import DataSource
 from tubelet.data.transforms import Augment
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
+from tubelet.methods.mixes import Sources
+from tubelet.methods.records import record
 from tubelet.model import MaskedModel
 from tubelet.shapes import ClipSpec, Grid, Masks
 from tubelet.train.config import TrainConfig
 
 R = TypeVar("R", bound="Run")
-Record = TypeVar("Record")
 Flat = tyro.conf.arg(name="")  # flags without the field's name in front
 AnyEncoder = Annotated[Encoder, tyro.conf.AvoidSubcommands]  # flags of the kind that a run has
 
@@ -72,6 +72,9 @@ class Pretraining(Run, ABC):
     """A run that hides tokens and predicts a target: what every method adds to."""
 
     verb = "pretrain"
+    sources: Sources = ()
+    """Several lists in the place of --data, NAME=LIST[,kind=...][,weight=...] each, or a TOML file
+    (docs/mixed-data.md)."""
     encoder: AnyEncoder = BASE
     drop_path: float = 0.0
     mask_ratio: float = 0.9
@@ -85,6 +88,21 @@ class Pretraining(Run, ABC):
     decode_visible: bool = True
     """With a decoder mask, decode visible tokens too, as published: they carry no loss, but a
     decoder that attends to them learns on as many tokens in every clip."""
+
+    def mixed(self) -> tuple[DataSource, ...]:
+        """The sources of a mixed run, with the run's root where they have none; () where it has one
+        list."""
+        return tuple(replace(source, root=source.root or self.root) for source in self.sources)
+
+    @property
+    def needs(self) -> str:
+        """The flags by which videos are given: for messages."""
+        return "--data (or --sources)"
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Sources of the run's recipe that were not given."""
+        return ()
 
     @property
     def grid(self) -> Grid:
@@ -273,43 +291,6 @@ def from_config(path: str | Path) -> Run:
             "that a run writes into its folder."
         ) from error
     return from_dict(values)
-
-
-def record(cls: type[Record], values: dict[str, Any], where: str = "") -> Record:
-    """A dataclass from JSON values, with the records and tuples in it; unknown names are errors."""
-    where = where or cls.__name__
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in fields(typing.cast(Any, cls))]
-    for name in values:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise TubeletError(f"{where} has no field {name!r}.{hint} It has: {', '.join(names)}.")
-    return cls(
-        **{name: value_of(hints[name], value, f"{where}.{name}") for name, value in values.items()}
-    )
-
-
-def value_of(hint: Any, value: Any, where: str) -> Any:
-    """A JSON value as the field's type: records and tuples are made again."""
-    options = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
-    if isinstance(value, dict):
-        records = [option for option in options if dataclasses.is_dataclass(option)]
-        # Of several kinds (encoders), the one that has all these fields.
-        fit = [kind for kind in records if set(value) <= {f.name for f in fields(kind)}]
-        if records:
-            return record(typing.cast(type, [*fit, *records][0]), value, where)
-    for option in options:
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            of = typing.get_args(option)[0]
-            if dataclasses.is_dataclass(of):
-                return tuple(record(typing.cast(type, of), each, where) for each in value)
-            return tuple(value)
-    return value
 
 
 def find(name: str) -> Run:

@@ -8,8 +8,11 @@ counts a video once however often it is repeated. Numbers in `published` are top
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tubelet.backbones.vit import BASE, GIANT, HUGE, LARGE, SMALL, ViTShape
+from tubelet.data.framelists import kind_of
+from tubelet.data.sources import DataSource
 from tubelet.decoders import DecoderShape
 from tubelet.methods import videomae
 from tubelet.methods.distil import distilling
@@ -25,16 +28,70 @@ class VideoMAEV2(VideoMAE):
     num_sample: int = 4
 
 
+# Of the recipe's five sources: strides and names of frames as the scripts have them.
+SOURCES: dict[str, dict[str, Any]] = {
+    "k710": {"sampling_rate": 4},
+    "ssv2": {"sampling_rate": 2, "fps": 12.0},
+    "ava": {"sampling_rate": 4, "template": "image_{:06}.jpg"},
+    "webvid": {"sampling_rate": 4},
+    "own": {"sampling_rate": 4},
+}
+
+
+@dataclass(frozen=True)
+class Hybrid(VideoMAEV2):
+    """Pretraining on the five sources of the paper (section 4.1), or those of them that one has.
+
+    Each is a list or a folder, of videos or of folders of frames. As published each is drawn as
+    often as it has videos; `--data` takes one list of everything instead.
+    """
+
+    k710: str = ""
+    """Kinetics-710 without its labels, of which 4 frames are one of a clip."""
+    ssv2: str = ""
+    """Something-Something V2, stride 2: videos, or frames saved at 12 a second."""
+    ava: str = ""
+    """AVA's clips of 300 frames (frames: image_000001.jpg), stride 4."""
+    webvid: str = ""
+    """A quarter of a million clips of WebVid2M, stride 4."""
+    own: str = ""
+    """Clips of your own, in the place of those that the authors collected, stride 4."""
+
+    def mixed(self) -> tuple[DataSource, ...]:
+        given = {name: path for name in SOURCES if (path := getattr(self, name))}
+        return tuple(_of_recipe(name, path, self.root) for name, path in given.items()) + (
+            super().mixed()
+        )
+
+    @property
+    def needs(self) -> str:
+        """The flags by which videos are given."""
+        return f"{', '.join(f'--{name}' for name in SOURCES)} (or --data, --sources)"
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Those of the five that were not given, where any was."""
+        lacking = tuple(name for name in SOURCES if not getattr(self, name))
+        return lacking if len(lacking) < len(SOURCES) else ()
+
+
+def _of_recipe(name: str, path: str, root: str) -> DataSource:
+    """A source of the recipe, of videos or of frames by what lies there."""
+    kind = kind_of(path)
+    facts = SOURCES[name] if kind == "frames" else {"sampling_rate": SOURCES[name]["sampling_rate"]}
+    return DataSource(name, path, root, kind, **facts)
+
+
 def encoder(shape: ViTShape) -> ViTShape:
     """The encoder of that size as published: positions are made anew for another size."""
     return replace(shape, positions="rebuild")
 
 
 SCRIPT = "published script"
-HYBRID = SCRIPT + ", on 1.35 M clips of five sources: give your own list"
+HYBRID = SCRIPT + ", on 1.35 M clips of five sources: give your own paths"
 
 base_hybrid = changed(
-    VideoMAEV2(encoder=encoder(BASE), source=HYBRID, published="no result: never released"),
+    Hybrid(encoder=encoder(BASE), source=HYBRID, published="no result: never released"),
     epochs=200,
     warmup_epochs=20,
     batch_size=1024,

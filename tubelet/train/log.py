@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class Meter:
     def __init__(self, place: Place) -> None:
         self.place = place
         self._clips = 0
+        self._sources: Counter[str] = Counter()
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of applied updates
         self._step: dict[str, tuple[Tensor, Tensor | float]] = {}  # of this one so far
         self._forwards: list[tuple[Tensor, list[str]]] = []  # loss, paths
@@ -53,6 +55,8 @@ class Meter:
                 "`prediction.float()`; only what comes before computes in bf16."
             )
         self._clips += len(batch.paths)
+        for name, clips in batch.sources.items():
+            self._sources[name] += clips
         self._forwards.append((terms["loss"][0].detach(), batch.paths))
         for name, (total, weight) in terms.items():
             before = self._step.get(name, (0.0, 0.0))
@@ -76,15 +80,18 @@ class Meter:
         self._flags.append((step, torch.stack([skipped, *wrong]), [p for _, p in self._forwards]))
         self._step, self._forwards = {}, []
 
-    def read(self) -> tuple[dict[str, float], list[Skipped], int]:
+    def read(self) -> tuple[dict[str, float], list[Skipped], int, dict[str, int]]:
         """-> means over the updates since the last call, all processes together; the updates
-        among them that were skipped; how many clips there were. The one place that waits."""
+        among them that were skipped; how many clips there were; of them, how many of each source
+        (skipped updates included). The one place that waits."""
         names, clips = list(self._sums), self._clips * self.place.world
         pairs = torch.stack([torch.stack(self._sums[name]) for name in names])
-        means = [
-            total / weight if weight else math.nan
-            for total, weight in sum_over_processes(pairs).tolist()
-        ]
+        counts = pairs.new_tensor([[clips, 0] for clips in self._sources.values()])
+        pairs = sum_over_processes(torch.cat([pairs, counts.view(-1, 2)])).tolist()
+        sources = {
+            name: int(n) for name, (n, _) in zip(self._sources, pairs[len(names) :], strict=True)
+        }
+        means = [total / weight if weight else math.nan for total, weight in pairs[: len(names)]]
         skipped = []
         rows = torch.stack([flags for _, flags, _ in self._flags]).tolist()
         for (step, _, paths), (bad, *wrong) in zip(self._flags, rows, strict=True):
@@ -93,8 +100,8 @@ class Meter:
                 told = from_all((mine, paths))
                 lists = [p for found, _ in told for p in found] or [p for _, a in told for p in a]
                 skipped.append(Skipped(step, sorted({path for paths in lists for path in paths})))
-        self._sums, self._flags, self._clips = {}, [], 0
-        return dict(zip(names, means, strict=True)), skipped, clips
+        self._sums, self._flags, self._clips, self._sources = {}, [], 0, Counter()
+        return dict(zip(names, means, strict=True)), skipped, clips, sources
 
 
 class Log:
@@ -165,9 +172,18 @@ class Log:
             self._bar.update(self._bar.task_ids[0], completed=step)
 
     def progress(
-        self, step: int, lr: float, means: dict[str, float], clips: int, skipped: int
+        self,
+        step: int,
+        lr: float,
+        means: dict[str, float],
+        clips: int,
+        skipped: int,
+        sources: Mapping[str, int],
     ) -> None:
-        """A row of metrics.jsonl, and the screen: means over the `clips` since the last row."""
+        """A row of metrics.jsonl, and the screen: means over the `clips` since the last row.
+
+        `sources`: how many of them each source gave, where there are several.
+        """
         now = time.perf_counter()
         seconds, self._read_at = now - self._read_at, now
         waited, self.waited_seconds = self.waited_seconds, 0.0
@@ -179,7 +195,8 @@ class Log:
             "memory_gib": _memory_gib(self.place.device),
             "skipped": skipped,
         }
-        self._write(step, row, row)
+        scalars = {f"sources/{name}": float(n) for name, n in sources.items()}
+        self._write(step, row | ({"sources": dict(sources)} if sources else {}), row | scalars)
         said = (
             f"loss {means['loss']:.4f}  lr {lr:.2e}  {row['clips_per_second']:.1f} clips/s  "
             f"wait {row['wait_ratio']:.0%}  {row['memory_gib']:.1f} GiB"

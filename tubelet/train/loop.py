@@ -113,9 +113,9 @@ def _loop(run: _Run, log: Log, stream: Iterator[Batch]) -> None:
 
         due = run.due()
         if "log" in due:
-            means, found, clips = meter.read()
+            means, found, clips, sources = meter.read()
             run.count(found, log)
-            log.progress(run.step, lr, means, clips, run.skipped)
+            log.progress(run.step, lr, means, clips, run.skipped, sources)
         if "evaluate" in due:
             log.evaluation(run.step, run.evaluate())
         if "save" in due:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tubelet import zoo
 from tubelet.data.clips import ClipDataset, Pack
-from tubelet.data.lists import Source, VideoList, splits_of
+from tubelet.data.lists import Source, VideoList, read_list, splits_of
 from tubelet.data.loader import TrainLoader, train_loader
+from tubelet.data.sources import read_sources, table
 from tubelet.errors import TubeletError
-from tubelet.methods.run import Run, changed, find
+from tubelet.methods.run import Pretraining, Run, changed, find
 from tubelet.model import Card, VideoModel
 from tubelet.train import checkpoint, parallel
 from tubelet.train.config import Derived
@@ -37,6 +39,23 @@ def required(data: str, flag: str) -> str:
     if not data:
         raise TubeletError(f"No videos were given: pass {flag} with a folder or a list of videos.")
     return data
+
+
+def listed(run: Pretraining) -> VideoList:
+    """The videos of a run without labels: of its list, or of all of its sources."""
+    sources = run.mixed()
+    if not sources:
+        return read_list(required(run.data, run.needs), root=run.root, kind="unlabelled")
+    if run.data:
+        raise TubeletError(
+            f"Both --data {run.data} and sources ({', '.join(s.name for s in sources)}) were given: "
+            "make the list a source too, or leave one out."
+        )
+    videos = read_sources(sources, run.clip)
+    if not run.lacking:
+        return videos
+    note = f"of the sources of the published recipe, {' and '.join(run.lacking)} are missing"
+    return replace(videos, notes=(note, *videos.notes))
 
 
 def split_of(data: Source, *wanted: str) -> str | None:
@@ -75,6 +94,8 @@ def tell(run: Run, videos: VideoList, place: parallel.Place) -> None:
     clip = run.clip
     shape = "x".join(map(str, (clip.num_frames, *clip.size)))
     log.info("%d videos%s from %s; clips of %s", len(videos), labels, videos.source, shape)
+    for line in table(videos) if videos.parts else ():
+        log.info("  %s", line)
     tell_notes(videos)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from tubelet import feature_cache
-from tubelet.data.lists import read_list
+from tubelet.data.lists import VideoList
+from tubelet.data.sources import examine
 from tubelet.errors import TubeletError
 from tubelet.methods.run import Pretraining, to_dict
 from tubelet.model import Card
@@ -25,7 +26,7 @@ from tubelet.verbs.begin import (
     as_run,
     clips_of,
     header_of,
-    required,
+    listed,
     same_teachers,
     tell,
     tell_notes,
@@ -57,8 +58,10 @@ def pretrain(
             a disk that is full, ...
     """
     run = as_run(run, Pretraining, changes)
-    videos = read_list(required(run.data, "--data"), root=run.root, kind="unlabelled")
+    videos = listed(run)
     features = feature_cache.opened(run)
+    if features is not None:
+        _one_list(videos)
     cached = feature_cache.widths(features)
     taught = _teachers(run, teachers or {}, cached)
     run = run.fitted({name: teacher.width for name, teacher in taught.items()} | cached)
@@ -66,6 +69,7 @@ def pretrain(
     with parallel.processes(run.train.device) as place:
         derived = derive(run.train, len(videos), place.world)
         tell(run, videos, place)
+        parallel.on_main(place, lambda: examine(videos, run.video_decoder))
         if run.even and place.main:
             log.info(
                 "masks: each hides %d of %d tokens, as encoder and decoder want rows of one length; for that %.1f of a "
@@ -113,7 +117,8 @@ def cache(
     see `pretrain`.
     """
     run = as_run(run, Pretraining, changes)
-    videos = read_list(required(run.data, "--data"), root=run.root, kind="unlabelled")
+    videos = listed(run)
+    _one_list(videos)
     tell_notes(videos)
     taught = _teachers(run, teachers or {})
     run = run.fitted({name: teacher.width for name, teacher in taught.items()})
@@ -121,6 +126,16 @@ def cache(
         run, videos, taught, Path(out), crops=crops, shard_clips=shard_clips, progress=progress
     )
     return Path(out)
+
+
+def _one_list(videos: VideoList) -> None:
+    """TubeletError for a mix: a cache keeps the features of one list, with one stride."""
+    if videos.parts:
+        raise TubeletError(
+            "A feature cache is made of one list, and this run has "
+            f"{', '.join(part.name for part in videos.parts)}: pass --data, or train with the "
+            "teachers themselves."
+        )
 
 
 def _teachers(
