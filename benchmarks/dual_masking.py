@@ -4,8 +4,9 @@
 
 Whole updates (targets, forward, backward, AdamW) at 16x224x224 with the published decoders, tubes of
 0.9 for the encoder, running cells of 0.5 for the decoder. The rows of a size are timed in one process, in
-turns, on the same clip; peak memory is that of a process of its own for each row, which takes two
-steps. arXiv 2303.16727, table 1 and section 3.2.
+turns, on the same clip. Memory is that of a process of its own for each row, which takes two steps: its
+peak, and what the forward keeps for the backward pass. With few clips the peak is where weights,
+gradients and moments are all there, and activations are gone: then it is the same for all rows. arXiv 2303.16727, table 1 and section 3.2.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from tubelet.data.sampling import rng_for
 from tubelet.methods import videomae_v2
@@ -39,11 +42,15 @@ ROWS: dict[str, dict[str, Any]] = {
     "dual masking": {"decoder_mask_ratio": 0.5},
     "dual, hidden queries alone": {"decoder_mask_ratio": 0.5, "decode_visible": False},
 }
+# glibc returns what is freed at once, so that a peak is what was in use.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 BAR = 0.75  # of the single-masked step's time, at base
 
 
-def step_of(run: Pretraining, clips: int, device: str, bf16: bool) -> Callable[[], None]:
-    """A whole update of this run on `clips` random clips."""
+def step_of(
+    run: Pretraining, clips: int, device: str, bf16: bool
+) -> tuple[Callable[[], None], nn.Module]:
+    """A whole update of this run on `clips` random clips, and its model."""
     torch.manual_seed(0)
     place = Place(torch.device(device))
     task = Pretrain(run.model().to(place.device))
@@ -74,31 +81,44 @@ def step_of(run: Pretraining, clips: int, device: str, bf16: bool) -> Callable[[
         if place.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step
+    return step, task.model
 
 
-def peak_of(job: tuple[Any, ...]) -> float:
-    """GiB: the most memory that a process held which made two steps; on a GPU, its own."""
+def memory_of(job: tuple[Any, ...]) -> tuple[float, float]:
+    """GiB: the most that a process held which made two steps (on a GPU, its own), and what a
+    forward keeps for the backward pass beside the parameters."""
     run, clips, device, bf16, threads = job
     torch.set_num_threads(threads)
-    step = step_of(run, clips, device, bf16)
+    step, model = step_of(run, clips, device, bf16)
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
     step()
-    step()
+    saved = sum(kept.values()) / 2**30
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated() / 2**30, saved
     # Not getrusage: its maximum is that of the parent where that had more at the start.
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**20, saved
 
 
 def measure(size: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of a size."""
     clips = args.clips or (1 if size == "large" else 2)
     runs = {name: changed(RUNS[size], **values) for name, values in ROWS.items()}
+    os.environ.update(GIVE_BACK)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         jobs = [(run, clips, args.device, args.bf16, args.threads) for run in runs.values()]
-        memory = dict(zip(runs, pool.map(peak_of, jobs, chunksize=1), strict=True))
-    steps = {name: step_of(run, clips, args.device, args.bf16) for name, run in runs.items()}
+        memory = dict(zip(runs, pool.map(memory_of, jobs, chunksize=1), strict=True))
+    steps = {name: step_of(run, clips, args.device, args.bf16)[0] for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(args.repetitions + 1):  # the first warms up
         for name, step in steps.items():
@@ -110,7 +130,8 @@ def measure(size: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
     for name, took in seconds.items():
         middle = statistics.median(took)
-        row = {"size": size, "clips": clips, "row": name, "seconds": middle, "gib": memory[name]}
+        row = {"size": size, "clips": clips, "row": name, "seconds": middle}
+        row |= dict(zip(("peak_gib", "kept_gib"), memory[name], strict=True))
         found.append({**row, "ratio": middle / single, "spread": [min(took), max(took)]})
     return found
 
@@ -133,7 +154,7 @@ def main() -> None:
             print(
                 f"{row['size']:<6} {row['clips']} clips  {row['row']:<27} {row['seconds']:7.2f} s "
                 f"({row['spread'][0]:.2f} to {row['spread'][1]:.2f})  {row['ratio']:.2f}x  "
-                f"{row['gib']:.2f} GiB",
+                f"peak {row['peak_gib']:.3f} GiB, kept for backward {row['kept_gib']:.3f} GiB",
                 flush=True,
             )
     if args.out is not None:
