@@ -1,8 +1,9 @@
 """Kill pretraining with SIGKILL at random moments, resume it, compare the weights bit for bit.
 
     python tests/kill_and_resume.py VIDEOS [--trials 10] [--steps 20] [--run videomae:small_k400]
+    python tests/kill_and_resume.py --sources a=VIDEOS b=FRAMES,kind=frames [...]
 
-VIDEOS: a folder. Further options go to `tubelet pretrain`. Exit code 1 if any trial ends with
+VIDEOS: a folder. Further options go to `tubelet pretrain`, such as those of a mixed run. Exit code 1 if any trial ends with
 other weights than the uninterrupted run.
 """
 
@@ -24,7 +25,8 @@ from tubelet.train import checkpoint
 
 def command(args: argparse.Namespace, more: list[str], out: Path) -> list[str]:
     return [
-        *(sys.executable, "-m", "tubelet", "pretrain", args.run, "--data", args.videos),
+        *(sys.executable, "-m", "tubelet", "pretrain", args.run),
+        *(("--data", args.videos) if args.videos else ()),
         *("--out", str(out), "--steps", str(args.steps), "--batch-size", str(args.batch_size)),
         *("--save-every-steps", str(args.save_every_steps), "--no-progress", *more),
     ]
@@ -53,7 +55,7 @@ def trial(args: argparse.Namespace, more: list[str], out: Path, seconds: float) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("videos")
+    parser.add_argument("videos", nargs="?", default="")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=2)

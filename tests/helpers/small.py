@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 TINY = [
     *("--num-frames", "4", "--sampling-rate", "2", "--size", "32", "32", "--workers", "0"),
@@ -40,3 +41,14 @@ def write_video(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+def write_frames(
+    folder: Path, *, frames: int = 12, first: int = 1, template: str = "img_{:05}.jpg", seed: int = 0
+) -> Path:
+    """A folder of frames of 48x40 pixels, each of one colour that tells folder and frame; -> it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for at in range(frames):
+        colour = (40 * seed % 256, 8 * at % 256, 100)
+        Image.new("RGB", (48, 40), colour).save(folder / template.format(first + at), quality=95)
+    return folder
