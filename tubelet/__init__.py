@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from tubelet.verbs import (
         cache,
         distil,
+        embed,
         evaluate,
         finetune,
         predict,
@@ -23,6 +24,7 @@ __all__ = [
     "cache",
     "create",
     "distil",
+    "embed",
     "evaluate",
     "finetune",
     "list_models",

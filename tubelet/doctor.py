@@ -35,6 +35,7 @@ EXTRAS = {
     "torchcodec": (("torchcodec",), "a second, faster decoder"),
     "hf": (("transformers", "huggingface_hub"), "weights in Hugging Face's layout"),
     "tensorboard": (("tensorboard",), "curves of a run"),
+    "tables": (("pyarrow",), "features as parquet"),
 }
 SMALL_SHM_GIB = 1.0  # batches on their way from the workers lie there
 SMALL_DISK_GIB = 5.0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tubelet.cli.data import check, demo, doctor, merge_labels, toy
+from tubelet.cli.embedding import embed
 from tubelet.cli.models import evaluate, predict, reconstruct, similarity
 from tubelet.cli.parsing import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED
 from tubelet.cli.runs import cache, distil, finetune, list_runs, pretrain
@@ -97,6 +98,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "distil": distil,
     "evaluate": evaluate,
     "predict": predict,
+    "embed": embed,
     "reconstruct": reconstruct,
     "similarity": similarity,
     "merge-labels": merge_labels,

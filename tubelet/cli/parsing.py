@@ -69,16 +69,16 @@ def write_json(path: Path | None, text: str) -> None:
 
 
 @contextmanager
-def bar(what: str, unit: str) -> Generator[Callable[[float, float], None] | None, None, None]:
-    """A progress bar on a terminal; nothing elsewhere."""
+def bar(what: str, unit: str) -> Generator[Callable[..., None] | None, None, None]:
+    """A progress bar on a terminal, moved by (done, of) and maybe a note; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return
     columns = [
         TextColumn(what),
         BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit + " {task.fields[note]}"),
     ]
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as shown:
-        task = shown.add_task(what, total=None)
-        yield lambda done, of: shown.update(task, completed=done, total=of)
+        task = shown.add_task(what, total=None, note="")
+        yield lambda done, of, note="": shown.update(task, completed=done, total=of, note=note)

@@ -232,12 +232,14 @@ def one_sample_a_video(num_sample: int) -> None:
         )
 
 
-def differences(cached: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+def differences(
+    cached: Mapping[str, Any], wanted: Mapping[str, Any], *, there: str = "in the cache"
+) -> Iterator[str]:
     """Where a cache is not what is wanted: "clip.num_frames: 16 in the cache, 8 here"."""
-    there = _flat(cached)
+    found = _flat(cached)
     for key, value in _flat(wanted).items():
-        if there.get(key) != value:
-            yield f"{key}{MEANS.get(key, '')}: {there.get(key)} in the cache, {value} here"
+        if found.get(key) != value:
+            yield f"{key}{MEANS.get(key, '')}: {found.get(key)} {there}, {value} here"
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

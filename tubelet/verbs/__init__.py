@@ -2,6 +2,7 @@
 
 from tubelet.verbs.comparing import compared, compared_clip, similarity
 from tubelet.verbs.distilling import distil, distil_from
+from tubelet.verbs.embedding import embed
 from tubelet.verbs.finetuning import classifier_of, finetune, finetune_from
 from tubelet.verbs.merging import MergeConfig, merge_labels
 from tubelet.verbs.pretraining import cache, pretrain
@@ -15,6 +16,7 @@ __all__ = [
     "compared_clip",
     "distil",
     "distil_from",
+    "embed",
     "evaluate",
     "finetune",
     "finetune_from",
