@@ -23,7 +23,8 @@ from tubelet.losses import mse
 from tubelet.model import Branch, Card, Classifier, MaskedModel
 from tubelet.shapes import ClipSpec
 from tubelet.targets.pixels import Pixels
-from tubelet.tasks.embed import EmbedConfig, Embedder, embed
+from tubelet.tasks.embed import EmbedConfig, embed
+from tubelet.tasks.embedder import Embedder
 
 HERE = EmbedConfig(device="cpu", batch_size=4, hop_frames=3)
 
@@ -315,12 +316,12 @@ def test_killed_jobs_go_on_and_processes_share_a_folder(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, script, tmp_path], check=True, env=environment)
     result = json.loads((tmp_path / "result.json").read_text())
-    assert len(result["kills"]) == 8
+    assert len(result["kills"]) == 4
     for kill in result["kills"]:
         assert kill["killed"] and kill["equal"]
-        assert kill["left"] == kill["there"] < 8
-    assert max(kill["left"] for kill in result["kills"]) >= 5
+        assert kill["left"] == kill["there"] < 6
+    assert max(kill["left"] for kill in result["kills"]) >= 3
     shared = result["shared"]
     assert shared["codes"] == [0, 0, 0] and shared["equal"]
     made = sorted(name for names in shared["made"] for name in names)
-    assert made == [f"{i}.mp4" for i in range(8)]  # each of them once
+    assert made == [f"{i}.mp4" for i in range(6)]  # each of them once

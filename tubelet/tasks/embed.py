@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,20 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 
 from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
 from tubelet.data.sampling import window_frames
 from tubelet.errors import TubeletError
-from tubelet.model import Classifier, VideoModel
+from tubelet.model import VideoModel
 from tubelet.shapes import ClipSpec
 from tubelet.tasks.ahead import ahead
+from tubelet.tasks.embedder import Embedder, Pool, published_clip, stretched
 from tubelet.tasks.feature_files import Claim, FeatureFolder, Features, Format, arrow, names_of
 from tubelet.tasks.scores import Precision, Scorer, weights_hash
 from tubelet.tasks.windows import FrameStream, Source, paths_of
 
-Pool = Literal["mean", "time", "none"]
 DType = Literal["float32", "float16"]
 State = Literal["made", "there", "elsewhere", "unreadable"]
 Progress = Callable[[float, int, int], None]  # videos done, videos in all, windows so far
@@ -67,6 +66,7 @@ class EmbedConfig:
             ("pool", self.pool, get_args(Pool)),
             ("format", self.format, get_args(Format)),
             ("dtype", self.dtype, get_args(DType)),
+            ("decoder", self.decoder, get_args(Decoder)),
         ):
             if value not in kinds:
                 wrong.append(f"{name} is {value!r}; expected one of {', '.join(kinds)}")
@@ -120,51 +120,6 @@ class Embeddings:
         for file in self.of("unreadable"):
             table.add_row("unreadable", file.error, style="red")
         return table
-
-
-class Embedder(nn.Module):
-    """The part of a model that features come from.
-
-    Of a classifier: tokens averaged, then its norm (what its head sees); of a pretrained model:
-    the normed tokens averaged. `unnormalised`: the encoder sees the values as they are, without its
-    mean and standard deviation.
-    """
-
-    def __init__(self, model: VideoModel, pool: Pool, *, unnormalised: bool = False):
-        super().__init__()
-        self.backbone = model.backbone
-        self.norm = model.fc_norm if isinstance(model, Classifier) else nn.Identity()
-        self.pool = pool
-        self.unnormalised = unnormalised
-        self.training = model.training  # so that the model gets its mode back
-
-    def forward(self, clip: Tensor) -> Tensor:
-        """clip float [B,C,T,H,W] in [0,1] -> [B,D]; "time": [B,t,D]; "none": [B,t,h,w,D]."""
-        if self.unnormalised:
-            # The encoder takes these off again.
-            clip = clip * self.backbone.std + self.backbone.mean
-        tokens = self.backbone(clip)
-        if self.pool == "mean":
-            return self.norm(tokens.x.mean(1))
-        x = tokens.x.unflatten(1, tuple(tokens.grid))
-        return self.norm(x.mean((2, 3)) if self.pool == "time" else x)
-
-
-def published_clip(spec: ClipSpec) -> ClipSpec:
-    """As VideoMAE V2 cut clips for detection: consecutive frames, the whole picture stretched."""
-    return replace(spec, sampling="dense", sampling_rate=1, crop_pct=1.0, interpolation="bilinear")
-
-
-def stretched(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [n,H,W,C] -> float [C,n,h,w] in [0,255]: whole frames, their aspect not kept.
-
-    Bilinear without antialiasing, in floating point: the published script resizes after its
-    division by 255 (arXiv 2303.16727's code); whether it smooths is not said.
-    """
-    planes = frames.permute(0, 3, 1, 2)
-    # One by one: as floats, frames of the original size take four times the memory.
-    small = [interpolate(one[None].float(), size=size, mode="bilinear")[0] for one in planes]
-    return torch.stack(small, 1)
 
 
 @dataclass
@@ -231,6 +186,9 @@ def embed(
     _check_clip(model, spec)
     if config.format == "parquet" and out is not None:
         arrow()
+    decoder = available_decoders()[config.decoder]
+    if decoder.startswith("missing"):
+        raise TubeletError(f"The decoder {config.decoder!r} is {decoder}.")
     paths = list(dict.fromkeys(paths_of(sources)))
     embedder = Embedder(model, config.pool, unnormalised=config.published_preprocessing)
     with Scorer(
@@ -244,7 +202,7 @@ def embed(
         if out is not None:
             folder = FeatureFolder(Path(out), config.format)
             names = names_of(paths, config.relative_to)
-            folder.begin(_settings(embedder, spec, config, scorer, name))
+            folder.begin(_settings(embedder, spec, config, scorer, decoder, name))
         both = list(enumerate(zip(paths, names, strict=True)))[part[0] :: part[1]]
         jobs = [_Job(at, path, own) for at, (path, own) in both]
         found = _Run(scorer, folder, spec, config, progress).all(jobs)
@@ -409,7 +367,12 @@ def _check_values(values: Tensor, kept: Tensor, path: str) -> None:
 
 
 def _settings(
-    embedder: Embedder, spec: ClipSpec, config: EmbedConfig, scorer: Scorer, name: str
+    embedder: Embedder,
+    spec: ClipSpec,
+    config: EmbedConfig,
+    scorer: Scorer,
+    decoder: str,
+    name: str,
 ) -> dict[str, Any]:
     """All that decides what the files are, and where the model lay."""
     return {
@@ -421,7 +384,7 @@ def _settings(
         "hop": {"frames": config.hop_frames, "seconds": config.hop_seconds},
         "pool": config.pool,
         "precision": scorer.precision,
-        "decoder": {"name": config.decoder, "version": available_decoders()[config.decoder]},
+        "decoder": {"name": config.decoder, "version": decoder},
         "dtype": config.dtype,
         "files": config.format,
     }

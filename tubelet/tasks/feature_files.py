@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -203,9 +204,9 @@ def names_of(videos: Sequence[str], relative_to: str = "") -> list[str]:
             "folder above all videos."
         )
     stems = [path.with_suffix("").as_posix() for path in relative]
-    many = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else ()
+    count = Counter(stems)
     both = zip(stems, relative, strict=True)
-    return [path.as_posix() if stem in many else stem for stem, path in both]
+    return [path.as_posix() if count[stem] > 1 else stem for stem, path in both]
 
 
 def size_of(video: str) -> int:
