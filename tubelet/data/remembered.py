@@ -38,7 +38,7 @@ def decode_all(
 
 
 class Remembered(ClipDataset):
-    """Training samples of such clips: whole, neither cropped nor flipped, with their masks.
+    """Training samples of such clips: whole, neither cropped nor flipped, with masks and labels.
 
     A spec of fewer frames than the clips have takes a run of frames out of each.
     """
@@ -50,7 +50,7 @@ class Remembered(ClipDataset):
         spec: ClipSpec,
         *,
         seed: int,
-        mask: MaskDraw,
+        mask: MaskDraw | None = None,
         asked: AskedDraw | None = None,
         stored: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -59,20 +59,20 @@ class Remembered(ClipDataset):
         super().__init__(videos, spec, Augment(), seed=seed, mask=mask, asked=asked)
         self.clips = clips
         self.stored = dict(stored or {})
-        self._draw = mask
 
     def __getitem__(self, key: Key) -> list[Sample]:
         rng = rng_for(self.seed, key.epoch, key.index)
         clip = self.clips[key.index]
         if clip.shape[1] > self.spec.num_frames:
             clip = clip[:, draw_frames(self.spec, clip.shape[1], 1.0, rng)]
-        hidden = self._draw(rng)
+        hidden = None if self.mask is None else self.mask(rng)
         sample = Sample(
             views={"clip": clip, **{name: x[key.index] for name, x in self.stored.items()}},
             path=self.videos.path(key.index),
             index=key.index,
             seed=sample_seed(self.seed, key.epoch, key.index, 0),
             hidden=hidden,
-            asked=None if self.asked is None else self.asked(rng, hidden),
+            asked=None if self.asked is None or hidden is None else self.asked(rng, hidden),
+            label=self.videos.target(key.index),
         )
         return [sample]
