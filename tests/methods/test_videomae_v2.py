@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small import write_video
 
 import tubelet
 from tubelet.backbones.vit import BASE, GIANT, HUGE, LARGE, ViTShape
+from tubelet.data import clips
+from tubelet.data.lists import read_list
 from tubelet.data.sampling import rng_for
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
@@ -23,6 +27,7 @@ from tubelet.methods.videomae_v2 import VideoMAEV2, encoder
 from tubelet.model import Classifier
 from tubelet.shapes import ClipSpec
 from tubelet.train.config import derive
+from tubelet.verbs.begin import clips_of
 
 SPEC = ClipSpec(num_frames=8, size=(32, 32))
 SHAPE = ViTShape(32, 2, 2, patch=8)  # 4x4x4 tokens
@@ -135,6 +140,29 @@ def drawn(run: Pretraining, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]
         hidden.append(run.draw_hidden(rng))
         asked.append(run.draw_asked(rng, hidden[-1]))
     return torch.stack(hidden), torch.stack(asked)
+
+
+def test_repeats_have_masks_of_their_own_on_the_frames_of_one_decode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(TINY, clip=replace(SPEC, sampling_rate=1))
+    opened: list[str] = []
+    real = clips.Video
+
+    def counted(path: str, **options: Any) -> Any:
+        opened.append(path)
+        return real(path, **options)
+
+    monkeypatch.setattr(clips, "Video", counted)
+    videos = read_list(write_video(tmp_path / "a.mp4"), kind="unlabelled")
+    dataset = clips_of(run, videos, mask=run.draw_hidden, asked=run.draw_asked)
+    samples = dataset[clips.Key(0, 0)]
+    assert (len(samples), len(opened)) == (4, 1)
+    for name in ("hidden", "asked"):
+        rows = [tuple(getattr(sample, name).flatten().tolist()) for sample in samples]
+        assert len(set(rows)) > 1, name  # there are only four running cells
+    assert len({sample.hidden.numpy().tobytes() for sample in samples}) == 4
+    assert len({sample.views["clip"].numpy().tobytes() for sample in samples}) == 4
 
 
 def test_the_published_counts() -> None:

@@ -28,6 +28,20 @@ def batch(*paths: str) -> Batch:
     return Batch({}, list(paths), index=index, seeds=index)
 
 
+def test_clips_of_each_source_are_counted_between_rows() -> None:
+    meter = Meter(parallel.place("cpu"))
+    for step, sources in enumerate(({"a": 2, "b": 0}, {"a": 1, "b": 1}), 1):
+        counted = batch("x", "y")
+        counted.sources = sources
+        meter.forward(counted, {"loss": (torch.tensor(1.0), 1.0)})
+        meter.update(step, torch.tensor(step == 2), torch.tensor(1.0))  # the second is skipped
+    means, _, clips, sources = meter.read()
+    assert (sources, clips, list(means)) == ({"a": 3, "b": 1}, 4, ["loss", "grad_norm"])
+    meter.forward(batch("z"), {"loss": (torch.tensor(1.0), 1.0)})
+    meter.update(3, torch.tensor(False), torch.tensor(1.0))
+    assert meter.read()[3] == {}
+
+
 def test_means_are_weighted_and_leave_out_what_was_skipped() -> None:
     meter = Meter(parallel.place("cpu"))
     nan = float("nan")
