@@ -231,6 +231,8 @@ def test_remembered_clips_are_the_files_and_masks_follow_seed_epoch_and_index(
     assert not torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0][:20], drawn[0][20:])
     assert (drawn[0].sum(-1) == 32).all()
+    (plain,) = Remembered(videos, clips, CLIP, seed=0)[Key(0, 7)]
+    assert plain.hidden is None and plain.label == videos.entries[7].label
 
 
 def test_an_unreadable_video_is_no_clip_to_remember(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small import TINY, TINY_DECODER, TINY_MVIT, TINY_NET, write_video
+from small import TINY, TINY_DECODER, TINY_MVIT, TINY_NET, write_frames, write_video
 
 from tubelet.cli import main
 
@@ -26,6 +26,7 @@ NET = [*TINY_NET, *TINY_DECODER, *RATIO]
 SMALL = {
     "pretrain": [*TINY, *STEPS, "--batch-size", "2"],
     "finetune": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
+    "distil": ["--workers", "0", "--device", "cpu", *STEPS, "--batch-size", "4"],
     "toy": ["--train", "12", "--val", "8", "--test", "8"],
     "evaluate": ["--workers", "0"],
     "cache": TINY,
@@ -59,12 +60,16 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def folder(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the pages take for granted: videos/, images/, labelled/, photos/, new_video.mp4, runs."""
+    """What the pages take for granted: videos/, images/, labelled/, photos/, new_video.mp4, runs;
+    ssv2/ and ssv2.csv, folders of frames."""
     for name in ("videos", "labelled"):
         shutil.copytree(world / name, tmp_path / name)
     for name in ("pre", "fine"):
         shutil.copytree(world / "runs" / name, tmp_path / "runs" / name)
     write_video(tmp_path / "new_video.mp4", frames=40)
+    for i in range(2):
+        write_frames(tmp_path / f"ssv2/{i}", seed=i)
+    (tmp_path / "ssv2.csv").write_text("ssv2/0 1 12\nssv2/1 1 12\n")
     (tmp_path / "images").mkdir()
     for i in range(4):
         Image.new("RGB", (48, 40), (60 * i, 0, 0)).save(tmp_path / f"images/{i}.jpg")
@@ -88,7 +93,7 @@ def test_what_a_page_shows_runs(
         if language == "bash":
             for line in filter(None, text.splitlines()):
                 ran += run_command(shlex.split(line, comments=True), folder, capsys)
-        elif language == "python" and (file := re.match(r"# (\w+\.py)\n", text)):
+        elif file := re.match(r"# (\w+\.(py|toml))\n", text):
             (folder / file[1]).write_text(text)
         elif language == "python":
             exec(compile(text, page.name, "exec"), names)
@@ -101,7 +106,7 @@ def run_command(words: list[str], folder: Path, capsys: pytest.CaptureFixture[st
     if words[:1] != ["tubelet"] or words[1] == "demo":  # the demo has a test of its own
         return 0
     out = words[words.index("--out") + 1] if "--out" in words else ""
-    if out and words[1] in ("pretrain", "finetune") and "--resume" not in words:
+    if out and words[1] in ("pretrain", "finetune", "distil") and "--resume" not in words:
         shutil.rmtree(folder / out, ignore_errors=True)
     try:
         method = words[2].partition(":")[0] if len(words) > 2 else ""
