@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "zoo": NETWORKS | {"model", "interop", "methods", "train"},
     "heads": NETWORKS | {"model", "zoo", "train"},
     "teachers": NETWORKS | {"model", "interop", "zoo", "train"},
+    "plan": NETWORKS | {"model", "methods", "data", "train", "zoo"},
     "feature_cache": NETWORKS | {"model", "methods", "data", "train", "teachers"},
 }
 ABOVE = {"verbs", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below

@@ -57,7 +57,7 @@ class Backbone(nn.Module, ABC):
         self.in_chans = in_chans
         self.hide: Literal["drop", "replace"] = hide
         self.grad_checkpointing = False
-        mean, std = _statistics(in_chans, shape.mean, shape.std)
+        mean, std = statistics(in_chans, shape.mean, shape.std)
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1, 1), persistent=False)
         self.mask_token: nn.Parameter | None = None
@@ -171,7 +171,7 @@ def depths_of(layers: Sequence[int] | None, depth: int) -> list[int]:
     return [i % depth for i in layers or ()]
 
 
-def _statistics(
+def statistics(
     in_chans: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation per channel; ImageNet's for RGB, their average for grey."""

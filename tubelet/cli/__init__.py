@@ -16,6 +16,7 @@ from tubelet.cli.data import check, demo, doctor, merge_labels, toy
 from tubelet.cli.embedding import embed
 from tubelet.cli.models import evaluate, predict, reconstruct, similarity
 from tubelet.cli.parsing import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED
+from tubelet.cli.planning import plan
 from tubelet.cli.runs import cache, distil, finetune, list_runs, pretrain
 from tubelet.errors import TubeletError
 
@@ -92,6 +93,7 @@ def _log_to_terminal() -> None:
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "check": check,
+    "plan": plan,
     "pretrain": pretrain,
     "cache": cache,
     "finetune": finetune,

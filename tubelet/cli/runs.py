@@ -46,8 +46,8 @@ def _pop(args: list[str], flag: str) -> str:
     return ""
 
 
-def _named(args: list[str], verb: str, kind: type[Run]) -> tuple[Any, str]:
-    """The run that the arguments begin with, or name by --from -> (run or None, its name).
+def chosen(args: list[str]) -> tuple[Run | None, str]:
+    """The run that the arguments begin with, or name by --from -> (run or None, how it was named).
 
     Both are taken out of the arguments.
     """
@@ -57,12 +57,17 @@ def _named(args: list[str], verb: str, kind: type[Run]) -> tuple[Any, str]:
     name = args.pop(0) if args and not args[0].startswith("-") else ""
     if name and repeated:
         raise TubeletError(f"Both a run, {name}, and --from {repeated} were given: choose one.")
-    if not name and not repeated:
-        return None, verb
-    run = find(name) if name else from_config(repeated)
-    if not isinstance(run, kind) or run.verb != kind.verb:
-        raise TubeletError(f"{name or repeated} is a run for `tubelet {run.verb}`.")
-    return run, f"{verb} {name}" if name else f"{verb} --from {repeated}"
+    if name:
+        return find(name), name
+    return (from_config(repeated), f"--from {repeated}") if repeated else (None, "")
+
+
+def _named(args: list[str], verb: str, kind: type[Run]) -> tuple[Any, str]:
+    """The chosen run, which has to be of the verb's kind -> (run or None, what was called)."""
+    run, name = chosen(args)
+    if run is not None and (not isinstance(run, kind) or run.verb != kind.verb):
+        raise TubeletError(f"{name.removeprefix('--from ')} is a run for `tubelet {run.verb}`.")
+    return run, f"{verb} {name}".strip()
 
 
 def pretrain(args: list[str]) -> int:

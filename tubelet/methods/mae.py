@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tubelet import masks
+from tubelet.backbones.backbone import statistics
 from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViT, ViTShape
 from tubelet.data.transforms import Augment
 from tubelet.decoders import DecoderShape
@@ -61,13 +62,14 @@ class ImageMAE(Pretraining):
         assert isinstance(backbone, ViT)
         # Published: the patch embedding is initialised as the matrix that it is.
         nn.init.xavier_uniform_(backbone.patch_embed.proj.weight.data.flatten(1))
+        mean, std = statistics(self.clip.in_chans, self.encoder.mean, self.encoder.std)
         target = Pixels(
             backbone.patch,
             self.clip.in_chans,
             normalise=self.normalise_target,
             jointly=True,
-            mean=backbone.mean.flatten().tolist(),
-            std=backbone.std.flatten().tolist(),
+            mean=mean,
+            std=std,
         )
         decoder = self.joint(target.width, self.decoder, project_bias=True, overlap="own")
         return MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])

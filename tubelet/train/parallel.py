@@ -119,7 +119,7 @@ def wrap(
     if checkpoint_blocks:
         _checkpoint_blocks(model)
     if compile:
-        blocks = [block for part in _with_frozen(model) for block in _blocks(part)]
+        blocks = [block for part in _with_frozen(model) for block in blocks_of(part)]
         _allow_variants(2 * len(blocks))
         for block in blocks:
             block.compile()
@@ -129,7 +129,7 @@ def wrap(
         dist.broadcast(tensor.detach(), src=0)
     if parallel == "fsdp":
         mesh = init_device_mesh(place.device.type, (place.world,))
-        for block in _blocks(model):
+        for block in blocks_of(model):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)  # in place
         return model
@@ -237,7 +237,7 @@ def _with_frozen(model: nn.Module) -> Iterable[nn.Module]:
             yield read
 
 
-def _blocks(model: nn.Module) -> Iterable[nn.Module]:
+def blocks_of(model: nn.Module) -> Iterable[nn.Module]:
     """The blocks of every backbone and decoder within: the elements of each list `blocks`."""
     for module in model.modules():
         blocks = getattr(module, "blocks", None)

@@ -5,6 +5,7 @@ from tubelet.verbs.distilling import distil, distil_from
 from tubelet.verbs.embedding import embed
 from tubelet.verbs.finetuning import classifier_of, finetune, finetune_from
 from tubelet.verbs.merging import MergeConfig, merge_labels
+from tubelet.verbs.planning import plan
 from tubelet.verbs.pretraining import cache, pretrain
 from tubelet.verbs.using import evaluate, masked_model, predict, reconstruct, run_masks, test_views
 
@@ -22,6 +23,7 @@ __all__ = [
     "finetune_from",
     "masked_model",
     "merge_labels",
+    "plan",
     "predict",
     "pretrain",
     "reconstruct",
