@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -82,3 +83,45 @@ def test_cross_entropy_is_per_clip_or_per_token() -> None:
     torch.testing.assert_close(losses.cross_entropy(logits[0], ids[0]), of_ids[0])
     torch.testing.assert_close(losses.cross_entropy(logits[0], soft[0]), -(soft * log).sum(-1)[0])
     assert losses.cross_entropy(logits.bfloat16(), ids).dtype is torch.float32
+
+
+def softmax(row: list[float], temperature: float) -> list[float]:
+    high = max(row)
+    parts = [math.exp((x - high) / temperature) for x in row]
+    return [part / sum(parts) for part in parts]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_softened_kl_is_the_sum_written_out(temperature: float) -> None:
+    student, teacher = 3 * torch.randn(2, 5, 7, dtype=torch.float64)
+    expected = []
+    for mine, given in zip(student.tolist(), teacher.tolist(), strict=True):
+        q, p = softmax(mine, temperature), softmax(given, temperature)
+        kl = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+        expected.append(temperature**2 * kl)
+    found = losses.softened_kl(student, teacher, temperature)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(expected, rel=1e-5)
+    assert losses.softened_kl(teacher, teacher, temperature).abs().max() < 1e-6
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_rises() -> None:
+    """At high temperatures it is that of half the squared distance of centred logits, over classes."""
+    student, teacher = torch.randn(2, 5, 7)
+    student.requires_grad_()
+    (grad,) = torch.autograd.grad(losses.softened_kl(student, teacher, 1000.0).sum(), student)
+    difference = student.detach() - teacher
+    expected = (difference - difference.mean(-1, keepdim=True)) / 7
+    torch.testing.assert_close(grad, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_softened_binary_is_the_sum_written_out() -> None:
+    student, teacher = 2 * torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = []
+    for mine, given in zip(student.tolist(), teacher.tolist(), strict=True):
+        q, p = ([1 / (1 + math.exp(-x / 2)) for x in row] for row in (mine, given))
+        terms = [a * math.log(b) + (1 - a) * math.log(1 - b) for a, b in zip(p, q, strict=True)]
+        expected.append(-4 * sum(terms) / 4)
+    assert losses.softened_binary(student, teacher, 2.0).tolist() == pytest.approx(
+        expected, rel=1e-5
+    )

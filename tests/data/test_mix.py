@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tubelet.data.mix import Mixing, cut_box, mix, smooth
+from tubelet.data.mix import Mixing, cut_box, mix, mix_clips, smooth
 from tubelet.errors import TubeletError
 
 CLASSES = 5
@@ -161,3 +161,14 @@ def test_broken_groups_are_refused(count: int, seeds: int) -> None:
 def test_wrong_settings(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(TubeletError, match=message):
         Mixing(**wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("config", [MIXUP, CUTMIX])
+def test_clips_alone_are_mixed_as_with_labels(config: Mixing) -> None:
+    clip, kept = mix_clips(flat_clips(8), config, [3, 4])
+    expected, soft = mix(flat_clips(8), labels_of(8), CLASSES, config, [3, 4])
+    assert torch.equal(clip, expected)
+    own = soft[torch.arange(8), labels_of(8)].view(2, 4)[:, 0]
+    assert kept == pytest.approx(own.tolist()) and kept[0] != kept[1]
+    plain = flat_clips(8)
+    assert mix_clips(plain, Mixing(mixup=0, cutmix=0), []) == (plain, [])

@@ -1,9 +1,9 @@
-"""The task of distillation: its losses by slow formulas, who sees what, and who learns."""
+"""The task of distillation: who sees what, who learns, and what is counted."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Any
 
 import classes
 import pytest
@@ -12,53 +12,13 @@ from torch import Tensor
 
 from tubelet.data.mix import Mixing, mix_clips
 from tubelet.errors import TubeletError
-from tubelet.losses import softened_binary, softened_kl
 from tubelet.methods.distil import MATCHING
 from tubelet.shapes import Batch
 from tubelet.tasks.distil import Distil
+from tubelet.train import parallel
 
 PLAIN = Mixing(mixup=0, cutmix=0, smoothing=0)
 EIGHT = list(range(8))
-
-
-def softmax(row: list[float], temperature: float) -> list[float]:
-    high = max(row)
-    parts = [math.exp((x - high) / temperature) for x in row]
-    return [part / sum(parts) for part in parts]
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_softened_kl_is_the_sum_written_out(temperature: float) -> None:
-    student, teacher = 3 * torch.randn(2, 5, 7, dtype=torch.float64)
-    expected = []
-    for mine, given in zip(student.tolist(), teacher.tolist(), strict=True):
-        q, p = softmax(mine, temperature), softmax(given, temperature)
-        kl = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-        expected.append(temperature**2 * kl)
-    found = softened_kl(student, teacher, temperature)
-    assert found.dtype == torch.float32
-    assert found.tolist() == pytest.approx(expected, rel=1e-5)
-    assert softened_kl(teacher, teacher, temperature).abs().max() < 1e-6
-
-
-def test_the_gradient_keeps_its_size_as_the_temperature_rises() -> None:
-    """At high temperatures it is that of half the squared distance of centred logits, over classes."""
-    student, teacher = torch.randn(2, 5, 7)
-    student.requires_grad_()
-    (grad,) = torch.autograd.grad(softened_kl(student, teacher, 1000.0).sum(), student)
-    difference = student.detach() - teacher
-    expected = (difference - difference.mean(-1, keepdim=True)) / 7
-    torch.testing.assert_close(grad, expected, rtol=1e-2, atol=1e-3)
-
-
-def test_softened_binary_is_the_sum_written_out() -> None:
-    student, teacher = 2 * torch.randn(2, 3, 4, dtype=torch.float64)
-    expected = []
-    for mine, given in zip(student.tolist(), teacher.tolist(), strict=True):
-        q, p = ([1 / (1 + math.exp(-x / 2)) for x in row] for row in (mine, given))
-        terms = [a * math.log(b) + (1 - a) * math.log(1 - b) for a, b in zip(p, q, strict=True)]
-        expected.append(-4 * sum(terms) / 4)
-    assert softened_binary(student, teacher, 2.0).tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def seen(task: Distil, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -208,3 +168,13 @@ def test_gradients_do_not_depend_on_micro_batches() -> None:
         grads.append([p.grad for p in task.model.parameters()])
     for other in grads[1:]:
         torch.testing.assert_close(other, grads[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_teacher_is_compiled_with_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    task = classes.task()
+    parallel.wrap(task.model, parallel.Place(torch.device("cpu")), compile=True)
+    networks: list[Any] = [task.model, task.teacher.module]
+    wanted = [block for net in networks for block in net.backbone.blocks]
+    assert len(compiled) == 4 and {*map(id, compiled)} == {*map(id, wanted)}
