@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 from bad_input import CASES, FULL_DISK, Case, pretrain
+from bad_sources import MIXED
 
 from tubelet.train import checkpoint
 
+ALL = [*CASES, *MIXED]
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "-"))
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.title.replace(" ", "-"))
 def test_bad_input_gets_one_clear_message(case: Case, tubelet, inside: Path) -> None:
     case.prepare(inside)
     before = files(inside / "runs")
@@ -89,7 +91,7 @@ def test_the_page_of_errors_is_true(
         shutil.copytree(inside / part, clean_world / part)
     monkeypatch.chdir(clean_world)
     page = ["# What goes wrong, and what is said about it", "", INTRODUCTION]
-    for case in [*CASES, FULL_DISK]:
+    for case in [*ALL, FULL_DISK]:
         case.prepare(clean_world)
         with full_disk_at_save(2) if "disk" in case.title else nullcontext():
             code, out, err = tubelet(*case.args)
