@@ -24,14 +24,14 @@ RENAMES = (Rename("hugging", "hugging (not baby)"), Rename("yoga", "stretching",
 CLASSES = ("archery", "bowling", "diving", "hugging (not baby)", "stretching", "yoga")
 
 
-def drawn(seed: int, count: int, folder: str) -> dict[str, VideoList]:
+def drawn(seed: int, count: int, split: str) -> dict[str, VideoList]:
     """Lists of the three sets, of videos that partly are the same; each class has one of its own."""
     rng = np.random.default_rng(seed)
     lists: dict[str, VideoList] = {}
     for of, classes in OWN.items():
-        entries = [Entry(f"{folder}/{of}-{name}.mp4", at) for at, name in enumerate(classes)]
+        entries = [Entry(f"{of}-{name}-{split}.mp4", at) for at, name in enumerate(classes)]
         entries += [
-            Entry(f"{folder}/{of}/v{rng.integers(60)}.mp4", int(rng.integers(len(classes))))
+            Entry(f"{of}/v{rng.integers(60)}.mp4", int(rng.integers(len(classes))))
             for _ in range(count)
         ]
         order = rng.permutation(len(entries))
@@ -39,7 +39,7 @@ def drawn(seed: int, count: int, folder: str) -> dict[str, VideoList]:
     return lists
 
 
-def slow(lists: dict[str, VideoList], tested: set[str]) -> tuple[list[Clip], dict[str, Count]]:
+def slow(lists: dict[str, VideoList], tested: list[Clip]) -> tuple[list[Clip], dict[str, Count]]:
     """Pair by pair: what is kept, and the counts."""
     new = {
         "k400": {"hugging": "hugging (not baby)"},
@@ -54,13 +54,15 @@ def slow(lists: dict[str, VideoList], tested: set[str]) -> tuple[list[Clip], dic
             assert isinstance(entry.label, int)
             name = OWN[of][entry.label]
             clip = Clip(of, entry.path, new[of].get(name, name))
-            before = [other for other in kept if Path(other.path).stem == Path(clip.path).stem]
-            if Path(clip.path).stem in tested:
-                tally["in_validation"] += 1
-            elif before:
-                tally["duplicates"] += 1
-                tally["conflicts"] += before[0].label != clip.label
-            else:
+            stem = Path(clip.path).stem
+            before, there = (
+                [other for other in others if Path(other.path).stem == stem]
+                for others in (kept, tested)
+            )
+            tally["in_validation"] += bool(there)
+            tally["duplicates"] += bool(before) and not there
+            tally["conflicts"] += any(x.label != clip.label for x in (there or before)[:1])
+            if not before and not there:
                 tally["kept"] += 1
                 kept.append(clip)
         counts[of] = Count(listed=len(videos), **tally)
@@ -71,8 +73,8 @@ def slow(lists: dict[str, VideoList], tested: set[str]) -> tuple[list[Clip], dic
 def test_merging_is_what_a_look_at_every_pair_gives(seed: int) -> None:
     train, val = drawn(seed, 30, "train"), drawn(seed + 100, 8, "val")
     merged = merge(train, val, RENAMES)
-    test_clips, test_counts = slow(val, set())
-    clips, counts = slow(train, {Path(clip.path).stem for clip in test_clips})
+    test_clips, test_counts = slow(val, [])
+    clips, counts = slow(train, test_clips)
     assert (list(merged.train), list(merged.val)) == (clips, test_clips)
     assert merged.counts == {"train": counts, "val": test_counts}
     assert sum(count.duplicates for count in counts.values()) > 3, "nothing was tried"
@@ -111,6 +113,7 @@ def test_what_makes_two_files_one_video() -> None:
     clips = ("k400/abcdefghijk_000001_000011.mp4", "k600/abcdefghijk_000005_000015.mp4")
     assert id_of(clips[0], "youtube") == id_of(clips[1], "youtube") == "abcdefghijk"
     assert id_of(clips[0], "stem") == "abcdefghijk_000001_000011"
+    assert id_of("ssv2/78.v/img_{:05}.jpg[1:45@12]", "stem") == "78.v"
     assert id_of("x/../x/a.mp4", "path") == str(Path("x/a.mp4").absolute())
     assert id_of("x/a.mp4", "path") != id_of("y/a.mp4", "path")
     with pytest.raises(TubeletError, match=r"v 1\.mp4 is not called by a YouTube id"):
@@ -123,6 +126,9 @@ def test_names_that_are_used_again_for_other_videos_are_no_ids() -> None:
     with pytest.raises(TubeletError, match=r"x/a/0.mp4 \(a\) and x/b/0.mp4 \(b\).*--id path"):
         merge(same, {})
     assert len(merge(same, {}, identity="path").train) == 3
+    val = alone(Entry("val/a/0.mp4", 0), Entry("val/b/1.mp4", 1))
+    with pytest.raises(TubeletError, match=r"val/a/0.mp4 \(a\) and x/b/0.mp4 \(b\)"):
+        merge(alone(*same["set"].entries[1:]), val)
     few = alone(*same["set"].entries[:2], *(Entry(f"x/a/{i}.mp4", 1) for i in range(2, 41)))
     assert merge(few, {}).counts["train"]["set"].conflicts == 1
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from rich.table import Table
 
+from tubelet.data import frames
 from tubelet.data.listfiles import number
 from tubelet.data.lists import VideoList
 from tubelet.data.renames import Rename, renamed
@@ -40,7 +41,7 @@ class Count:
     listed: int
     in_validation: int  # of any set: left out of training
     duplicates: int  # of a video listed before
-    conflicts: int  # of these: with another label
+    conflicts: int  # of both: with another label there
     kept: int
 
 
@@ -130,10 +131,12 @@ def merge(
 
 
 def id_of(path: str, identity: Identity) -> str:
-    """The id of a video's file."""
+    """The id of a video's file, or of its folder of frames."""
     if identity == "path":
         return os.path.abspath(path)
-    stem = os.path.splitext(os.path.basename(path))[0]
+    folder = frames.parse(path)
+    name = os.path.basename(path if folder is None else folder.folder)
+    stem = os.path.splitext(name)[0] if folder is None else name
     if identity == "stem":
         return stem
     if not re.match(r"[\w-]{11}", stem):
@@ -165,28 +168,28 @@ def _once(
             assert isinstance(entry.label, int)
             clip = Clip(of, entry.path, names[of][entry.label])
             key = id_of(clip.path, identity)
-            if key in elsewhere:
-                tested += 1
+            first = elsewhere.get(key) or found.setdefault(key, clip)
+            if first is clip:
                 continue
-            first = found.setdefault(key, clip)
-            if first is not clip:
-                duplicates += 1
-                clashes += [(first, clip)] if first.label != clip.label else []
-        _check_ids(videos, clashes, identity)
+            tested += key in elsewhere
+            duplicates += key not in elsewhere
+            clashes += [(first, clip)] if first.label != clip.label else []
+        if identity == "stem":
+            _check_ids(videos, clashes)
         kept = len(found) - before
         counts[of] = Count(len(videos), tested, duplicates, len(clashes), kept)
         conflicts += clashes
     return found, counts, conflicts
 
 
-def _check_ids(videos: VideoList, clashes: Sequence[tuple[Clip, Clip]], identity: Identity) -> None:
-    """Refuses names that are used again for other videos, such as 0.mp4 in each class's folder."""
+def _check_ids(videos: VideoList, clashes: Sequence[tuple[Clip, Clip]]) -> None:
+    """Refuses names that are used again for other videos of a set, such as 0.mp4 in each folder."""
     own = [(a, b) for a, b in clashes if a.of == b.of and a.path != b.path]
-    if identity == "stem" and len(own) > CLASHES * len(videos):
+    if len(own) > CLASHES * len(videos):
         first, second = own[0]
         raise TubeletError(
-            f"{videos.source}: {len(own)} of {len(videos)} videos have the name of another one and "
-            f"another label, such as {first.path} ({first.label}) and {second.path} "
+            f"{videos.source}: {len(own)} of {len(videos)} videos have the name of another one of their "
+            f"set and another label, such as {first.path} ({first.label}) and {second.path} "
             f"({second.label}). Their names do not tell videos apart: pass --id path, which takes "
             "files of different paths for different videos."
         )
