@@ -93,6 +93,31 @@ def text_as_video(folder: Path) -> None:
     (folder / "mixed/bad/notes.mp4").write_text("this is no video\n")
 
 
+def merge_labels(*lists: str) -> tuple[str, list[str]]:
+    """What the page shows, and the arguments."""
+    args = ["merge-labels", *lists, "--out", "merged"]
+    return " ".join(["tubelet", *args]), args
+
+
+def two_sets(folder: Path) -> None:
+    """one.csv and two.csv, by name; numbers.csv; and tables of renamed classes."""
+    rows = {
+        "one.csv": "videos/0.mp4,jump\nvideos/1.mp4,run\nvideos/2.mp4,walk\n",
+        "two.csv": "videos/3.mp4,jog\nvideos/4.mp4,walk\n",
+        "numbers.csv": "videos/3.mp4 0\nvideos/4.mp4 1\n",
+        "none.csv": "",
+        "renames.csv": "jump,run\n",
+        "nothing.csv": "jogging,run\n",
+    }
+    for name, text in rows.items():
+        (folder / name).write_text(text)
+
+
+def head_rows(*more: str) -> list[str]:
+    given = ["finetune", "--weights", "runs/fine", "--data", "labelled", "--out", "runs/new"]
+    return [*given, "--steps", "1", "--batch-size", "4", "--workers", "0", *more]
+
+
 CASES = [
     Case(
         "an empty folder",
@@ -381,6 +406,114 @@ CASES = [
         "tubelet reconstruct runs/pre videos/0.mp4 --branch hog",
         ["reconstruct", "runs/pre", "videos/0.mp4", "--branch", "hog", "--device", "cpu"],
         ("hog", "pixels"),
+    ),
+    Case(
+        "a hop of nothing between features",
+        "tubelet embed runs/fine videos --out vectors --hop-frames 0",
+        ["embed", "runs/fine", "videos", "--out", "vectors", "--hop-frames", "0"],
+        ("hop_frames is 0", "at least 1"),
+    ),
+    Case(
+        "features for which there is no video",
+        "tubelet embed runs/fine --out vectors",
+        ["embed", "runs/fine", "--out", "vectors"],
+        ("No files were given", "a list"),
+    ),
+    Case(
+        "features of another hop in a used folder",
+        "tubelet embed runs/fine videos --out hops --hop-frames 16",
+        ["embed", "runs/fine", "videos", "--out", "hops", "--hop-frames", "16"],
+        ("hops", "hop.frames: 4 in the folder, 16 here", "another folder"),
+        lambda folder: main(
+            ["embed", "runs/fine", str(folder / "videos"), "--out", "hops", "--hop-frames", "4"]
+        ),
+    ),
+    Case(
+        "features into a file",
+        "tubelet embed runs/fine videos --out notes.txt",
+        ["embed", "runs/fine", "videos", "--out", "notes.txt"],
+        ("notes.txt is a file",),
+        lambda folder: (folder / "notes.txt").write_text("mine"),
+    ),
+    Case(
+        "features of a run that is not there",
+        "tubelet embed runs/fien videos --out vectors",
+        ["embed", "runs/fien", "videos", "--out", "vectors"],
+        ("runs/fien does not exist",),
+    ),
+    Case(
+        "a truncated video, for features",
+        "tubelet embed runs/fine cut --out vectors",
+        ["embed", "runs/fine", "cut", "--out", "vectors"],
+        ("unreadable", "broken.mkv", "cut off"),
+        truncated,
+    ),
+    Case(
+        "a rename that makes one class of two",
+        *merge_labels("one=one.csv", "two=two.csv", "--rename", "renames.csv"),
+        ("Two classes of one, 'jump' and 'run'", "'run'", "set,old,new"),
+        two_sets,
+    ),
+    Case(
+        "a rename of a class that there is not",
+        *merge_labels("one=one.csv", "two=two.csv", "--rename", "nothing.csv"),
+        ("'jogging' -> 'run'", "no set has", "'jog'"),
+        two_sets,
+    ),
+    Case(
+        "a validation list of a set that is not merged",
+        *merge_labels("one=one.csv", "two=two.csv", "--val", "tow=one.csv"),
+        ("--val names the set 'tow'", "'two'"),
+        two_sets,
+    ),
+    Case(
+        "a set to merge of which no video is left",
+        *merge_labels("one=one.csv", "two=two.csv", "--val", "two=two.csv"),
+        ("No training video of two is left", "2 are in a validation list"),
+        two_sets,
+    ),
+    Case(
+        "an empty list to merge",
+        *merge_labels("one=one.csv", "two=none.csv"),
+        ("none.csv has no lines",),
+        two_sets,
+    ),
+    Case(
+        "numbers as labels to merge by name",
+        *merge_labels("one=one.csv", "two=numbers.csv"),
+        ("numbers.csv are numbers", "--classes two=FILE"),
+        two_sets,
+    ),
+    Case(
+        "videos to merge that are called alike in each folder",
+        *merge_labels("sides=labelled"),
+        ("left/0.mp4 (left) and", "right/0.mp4 (right)", "--id path"),
+    ),
+    Case(
+        "head rows of a model without a head",
+        "tubelet finetune --weights runs/pre --data labelled --out runs/new --head rows",
+        head_rows("--weights", "runs/pre", "--head", "rows"),
+        ("runs/pre is a pretrained encoder", "--head new"),
+    ),
+    Case(
+        "head rows for a class that the head has not",
+        "tubelet finetune --weights runs/fine --data one.csv --out runs/new --head rows",
+        head_rows("--data", "one.csv", "--batch-size", "2", "--head", "rows"),
+        ("runs/fine has no row for 3 of 3 classes: 'jump'", "--head-map"),
+        two_sets,
+    ),
+    Case(
+        "a map of head rows that names one twice",
+        "tubelet evaluate runs/fine labelled --head-map twice.json",
+        ["evaluate", "runs/fine", "labelled", "--workers", "0", "--head-map", "twice.json"],
+        ("twice.json has the row 1 more than once",),
+        lambda folder: (folder / "twice.json").write_text("[1, 1]"),
+    ),
+    Case(
+        "a map of head rows for a new head",
+        "tubelet finetune --weights runs/fine --data labelled --out runs/new --head-map map.json",
+        head_rows("--head-map", "map.json"),
+        ("map.json", "add --head rows"),
     ),
     Case(
         "a size that the patch does not divide",

@@ -19,6 +19,10 @@ def test_names_keep_subfolders_and_tell_all_videos_apart() -> None:
     assert names_of(["a/b/x.mp4", "a/c/x.mp4", "a/y.v2.mp4"]) == ["b/x", "c/x", "y.v2"]
     assert names_of(["a/x.mp4", "a/x.avi", "a/z.avi"]) == ["x.mp4", "x.avi", "z"]
     assert names_of(["a/b/x.mp4"], "a") == ["b/x"]
+    frames = "ssv2/a.b/img_{:05}.jpg"
+    assert names_of(["ssv2/c.mp4", f"{frames}[1:45]"]) == ["c", "a.b"]
+    parts = [f"{frames}[1:45]", f"{frames}[46:90@12]"]
+    assert names_of(parts) == ["a.b[1-45]", "a.b[46-90]"]
     with pytest.raises(TubeletError, match=r"c/x\.mp4 does not lie in a"):
         names_of(["a/y.mp4", "c/x.mp4"], "a")
 

@@ -182,6 +182,13 @@ def test_lists_images_and_missing_files(
     ]
     assert [bool(f.error) for f in result.files] == [False, False, False, True]
     assert len(result.files[0].windows) == 1
+    for place in ("train/a", "val/a", "val/b"):
+        (tmp_path / "splits" / place).mkdir(parents=True)
+        (tmp_path / "splits" / place / "x.mp4").write_text("")
+    found = [
+        str(Path(path).relative_to(tmp_path / "splits")) for path in paths_of(tmp_path / "splits")
+    ]
+    assert found == ["train/a/x.mp4", "val/a/x.mp4", "val/b/x.mp4"]
     with pytest.raises(TubeletError, match="No files"):
         paths_of([])
 

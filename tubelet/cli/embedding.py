@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,6 +46,7 @@ def embed(args: list[str]) -> int:
         result = verbs.embed(
             job.run, list(job.videos), out=job.out, config=job.config, clip=job.clip, progress=told
         )
-    Console(stderr=False).print(result.table())
+    Console().print(result.table())
     print(job.out)
-    return result.exit_code
+    # torchrun ends all processes when one fails: the others would lose what they are at.
+    return 0 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else result.exit_code

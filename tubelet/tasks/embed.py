@@ -112,14 +112,18 @@ class Embeddings:
         table = Table(show_header=False)
         made = self.of("made")
         windows = sum(file.windows for file in made)
-        table.add_row("made", f"{len(made)} videos, {windows} windows")
+        table.add_row("made", f"{_count(len(made), 'video')}, {_count(windows, 'window')}")
         if there := self.of("there"):
-            table.add_row("there before", f"{len(there)} videos")
+            table.add_row("there before", _count(len(there), "video"))
         if elsewhere := self.of("elsewhere"):
-            table.add_row("being made by another process", f"{len(elsewhere)} videos")
+            table.add_row("being made by another process", _count(len(elsewhere), "video"))
         for file in self.of("unreadable"):
             table.add_row("unreadable", file.error, style="red")
         return table
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
 
 
 @dataclass

@@ -21,6 +21,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.data import frames
 from tubelet.data.cache import differences
 from tubelet.errors import TubeletError
 from tubelet.train.checkpoint import replace_file
@@ -193,8 +194,10 @@ class FeatureFolder:
 
 def names_of(videos: Sequence[str], relative_to: str = "") -> list[str]:
     """Paths -> names for their features: from the folder given, or the one that all share, without
-    the extension, which stays where two would have one name."""
-    whole = [os.path.abspath(video) for video in videos]
+    the extension, which stays where two would have one name. Frames are named by their folder."""
+    folders = [frames.parse(video) for video in videos]
+    both = list(zip(videos, folders, strict=True))
+    whole = [os.path.abspath(folder.folder if folder else video) for video, folder in both]
     root = os.path.abspath(relative_to or os.path.commonpath([os.path.dirname(v) for v in whole]))
     relative = [Path(os.path.relpath(video, root)) for video in whole]
     outside = [video for video, path in zip(videos, relative, strict=True) if ".." in path.parts]
@@ -203,15 +206,21 @@ def names_of(videos: Sequence[str], relative_to: str = "") -> list[str]:
             f"{outside[0]} does not lie in {relative_to}, from which files are named. Expected a "
             "folder above all videos."
         )
-    stems = [path.with_suffix("").as_posix() for path in relative]
+    stems = [
+        (path if folder else path.with_suffix("")).as_posix()
+        for path, folder in zip(relative, folders, strict=True)
+    ]
     count = Counter(stems)
-    both = zip(stems, relative, strict=True)
-    return [path.as_posix() if count[stem] > 1 else stem for stem, path in both]
+    unique = [
+        f"{path.as_posix()}[{folder.first}-{folder.last}]" if folder else path.as_posix()
+        for path, folder in zip(relative, folders, strict=True)
+    ]
+    return [long if count[stem] > 1 else stem for stem, long in zip(stems, unique, strict=True)]
 
 
 def size_of(video: str) -> int:
-    """Bytes of a video's file; 0 of a folder."""
-    return 0 if os.path.isdir(video) else os.path.getsize(video)
+    """Bytes of a video's file; 0 of frames in a folder."""
+    return 0 if frames.parse(video) else os.path.getsize(video)
 
 
 # --- formats ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tubelet.data.decode import DecodeError, Video
 from tubelet.data.listfiles import LIST_EXTENSIONS
-from tubelet.data.lists import read_list
+from tubelet.data.lists import read_list, splits_of
 from tubelet.data.transforms import to_channels, views_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
@@ -25,16 +25,18 @@ RAW_FRAMES = 16  # decoded at a time, before they are made small
 
 
 def paths_of(sources: Source | Sequence[Source]) -> list[str]:
-    """Files, folders and lists -> paths of files, in order."""
+    """Files, folders and lists -> paths of files, in order; of a folder of splits, all of them."""
     if isinstance(sources, (str, Path)):
         sources = [sources]
     paths: list[str] = []
     for source in sources:
-        if Path(source).is_dir() or Path(source).suffix.lower() in LIST_EXTENSIONS:
-            videos = read_list(source, kind="unlabelled", must_exist=False)
-            paths += [entry.path for entry in videos.entries]
-        else:
+        folder = Path(source).is_dir()
+        if not folder and Path(source).suffix.lower() not in LIST_EXTENSIONS:
             paths.append(str(source))
+            continue
+        for split in (splits_of(source) if folder else ()) or (None,):
+            videos = read_list(source, kind="unlabelled", split=split, must_exist=False)
+            paths += [entry.path for entry in videos.entries]
     if not paths:
         raise TubeletError("No files were given: name a video, a folder, or a list.")
     return paths
