@@ -3,7 +3,7 @@
     python tests/kill_and_resume.py VIDEOS [--trials 10] [--steps 20] [--run videomae:small_k400]
     python tests/kill_and_resume.py --sources a=VIDEOS b=FRAMES,kind=frames [...]
 
-VIDEOS: a folder. Further options go to `tubelet pretrain`, such as those of a mixed run. Exit code 1 if any trial ends with
+VIDEOS: a folder. Further options go to `tubelet pretrain`. Exit code 1 if any trial ends with
 other weights than the uninterrupted run.
 """
 
@@ -26,7 +26,7 @@ from tubelet.train import checkpoint
 def command(args: argparse.Namespace, more: list[str], out: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "tubelet", "pretrain", args.run),
-        *(("--data", args.videos) if args.videos else ()),
+        *(("--sources", *args.sources) if args.sources else ("--data", args.videos)),
         *("--out", str(out), "--steps", str(args.steps), "--batch-size", str(args.batch_size)),
         *("--save-every-steps", str(args.save_every_steps), "--no-progress", *more),
     ]
@@ -55,14 +55,17 @@ def trial(args: argparse.Namespace, more: list[str], out: Path, seconds: float) 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("videos", nargs="?", default="")
+    parser.add_argument("--videos", default="")
+    parser.add_argument("--sources", nargs="+", help="of a mixed run, in the place of VIDEOS")
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--save-every-steps", type=int, default=4)
     parser.add_argument("--run", default="videomae:small_k400")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    args, more = parser.parse_known_args()
+    given = sys.argv[1:]
+    first = ["--videos"] if given and not given[0].startswith("-") else []
+    args, more = parser.parse_known_args([*first, *given])
     moments, failed = random.Random(args.seed), 0
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()

@@ -102,9 +102,7 @@ def test_resumed_at_any_step_the_order_goes_on(start: int) -> None:
 def test_processes_share_the_same_order(world: int, micro: int) -> None:
     ranks = [keys(MIX, world=world, micro_batch=micro, rank=rank) for rank in range(world)]
     each = 8 // world
-    together = [
-        key for s in range(40) for mine in ranks for key in mine[s * each : (s + 1) * each]
-    ]
+    together = [key for s in range(40) for mine in ranks for key in mine[s * each : (s + 1) * each]]
     assert together == keys(MIX)
 
 
