@@ -528,6 +528,24 @@ CASES = [
         ("6 videos", "--batch-size 6"),
     ),
     Case(
+        "a plan for no processes",
+        "tubelet plan videomae:small_k400 --processes 0",
+        ["plan", "videomae:small_k400", "--processes", "0"],
+        ("processes 0", "above 0"),
+    ),
+    Case(
+        "a plan for processes that cannot share the batch",
+        "tubelet plan videomae:small_k400 --processes 3",
+        ["plan", "videomae:small_k400", "--processes", "3"],
+        ("batch_size 1024", "3 processes", "--batch-size 1023"),
+    ),
+    Case(
+        "a plan for no run",
+        "tubelet plan --processes 8",
+        ["plan", "--processes", "8"],
+        ("Which run?", "tubelet list"),
+    ),
+    Case(
         "a second run in a used folder",
         "tubelet pretrain videomae:small_k400 --data videos --out runs/pre",
         pretrain("videos", "runs/pre"),

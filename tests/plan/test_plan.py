@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small import TINY, TINY_DECODER, TINY_NET
 from torch.profiler import ProfilerActivity, profile
 
 from tubelet import verbs
 from tubelet.backbones.mvit import MViTShape
 from tubelet.backbones.vit import ViTShape
+from tubelet.cli import main
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.methods.distil import distilling
@@ -32,6 +39,7 @@ from tubelet.train import parallel
 from tubelet.train.config import derive
 from tubelet.train.optim import Updater
 
+PAGE = Path(__file__).parents[2] / "docs/plan.md"
 CLIP = ClipSpec(num_frames=4, size=(32, 32))
 NET = ViTShape(32, 2, 2, patch=8)
 V2 = changed(
@@ -268,3 +276,32 @@ def test_steps_and_time() -> None:
 def test_plans_that_cannot_be(given: dict[str, Any], message: str) -> None:
     with pytest.raises(TubeletError, match=message):
         verbs.plan(V2, **given)
+
+
+def test_the_page_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """`UPDATE_DOCS=1` writes it anew."""
+    text = PAGE.read_text()
+    found = re.search(r"```console\n\$ tubelet (plan .*)\n([^`]*)```", text)
+    assert found is not None
+    assert main(found[1].split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = "".join(
+        textwrap.fill(line, 110, drop_whitespace=len(line) > 110) + "\n" for line in lines
+    )
+    if os.environ.get("UPDATE_DOCS"):
+        PAGE.write_text(text[: found.start(2)] + printed + text[found.end(2) :])
+    else:
+        assert found[2] == printed
+
+
+def test_numbers_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    given = ["videomae:small_k400", *TINY, *TINY_NET, *TINY_DECODER, "--mask-ratio", "0.75"]
+    assert main(["plan", *given, "--json", str(file)]) == 0
+    assert capsys.readouterr().out.startswith("videomae:small_k400\nparameters")
+    written = json.loads(file.read_text())
+    memory = written["memory"][0]
+    assert written["run"] == "videomae:small_k400" and written["total_steps"] is None
+    assert memory["weights"] == 4 * written["parameters"]["all"]
+    parts = ("weights", "gradients", "moments", "average", "gathered", "clips", "activations")
+    assert memory["total"] == sum(memory[part] for part in parts)
