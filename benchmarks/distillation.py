@@ -140,7 +140,9 @@ def scored(work: Work) -> dict[str, float]:
     torch.set_num_threads(1)
     model = zoo.load(work.out)
     assert isinstance(model, Classifier)
-    clips, labels = work.lab.clips("test"), work.lab.labels("test")["how"]
+    how = work.lab.folder / "videos" / "test_how.csv"
+    entries = read_list(how, labels_from=model.card.classes).entries
+    clips, labels = work.lab.clips("test"), torch.tensor([entry.label for entry in entries])
     said = torch.cat([model(part.float() / 255).argmax(1) for part in clips.split(100)])
     return {
         "accuracy": 100 * float((said == labels).double().mean()),
