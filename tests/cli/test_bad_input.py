@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_features import EMBEDDED
 from bad_input import CASES, FULL_DISK, Case, pretrain
+from bad_labels import LABELLED
 from bad_sources import MIXED
+from bad_teachers import TAUGHT
 
 from tubelet.train import checkpoint
 
-ALL = [*CASES, *MIXED]
+ALL = [*CASES, *TAUGHT, *MIXED, *LABELLED, *EMBEDDED]
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 

@@ -44,7 +44,12 @@ def write_video(
 
 
 def write_frames(
-    folder: Path, *, frames: int = 12, first: int = 1, template: str = "img_{:05}.jpg", seed: int = 0
+    folder: Path,
+    *,
+    frames: int = 12,
+    first: int = 1,
+    template: str = "img_{:05}.jpg",
+    seed: int = 0,
 ) -> Path:
     """A folder of frames of 48x40 pixels, each of one colour that tells folder and frame; -> it."""
     folder.mkdir(parents=True, exist_ok=True)
