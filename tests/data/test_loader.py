@@ -27,7 +27,7 @@ from tubelet.data.loader import (
     steps_per_epoch,
     train_loader,
 )
-from tubelet.data.mixing import epoch_order
+from tubelet.data.order import epoch_order
 from tubelet.data.transforms import PRETRAIN
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec, Grid

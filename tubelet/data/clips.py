@@ -30,7 +30,7 @@ TRIES = 10  # videos tried for one sample before giving up
 class Key:
     """What a sample is drawn for: the position `index` of the list in `epoch`.
 
-    Where sources have weights `epoch` is the pass through the source's videos (see `mixing.py`).
+    Where sources have weights `epoch` is the pass through the source's videos (see `order.py`).
     """
 
     epoch: int

@@ -17,7 +17,7 @@ import numpy as np
 
 from tubelet.data.clips import ClipDataset, EvalDataset, Key, Pack, Views, collate
 from tubelet.data.lists import Part
-from tubelet.data.mixing import epoch_order, mixed_order, weighted
+from tubelet.data.order import epoch_order, mixed_order, weighted
 from tubelet.data.workers import batches_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch

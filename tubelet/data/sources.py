@@ -14,7 +14,7 @@ from tubelet.data.clips import TRIES, all_failed
 from tubelet.data.decode import DecodeError, Decoder, Video
 from tubelet.data.framelists import read_frame_folders, refuse_gaps
 from tubelet.data.lists import Part, VideoList, read_list
-from tubelet.data.mixing import shares, weighted
+from tubelet.data.order import shares, weighted
 from tubelet.data.pictures import IMAGES
 from tubelet.data.sampling import draw_frames, rng_for
 from tubelet.errors import TubeletError

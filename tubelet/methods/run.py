@@ -35,8 +35,8 @@ from tubelet.data.sources import DataSource
 from tubelet.data.transforms import Augment
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
-from tubelet.methods.mixes import Sources
 from tubelet.methods.records import record
+from tubelet.methods.source_words import Sources
 from tubelet.model import MaskedModel
 from tubelet.shapes import ClipSpec, Grid, Masks
 from tubelet.train.config import TrainConfig

@@ -11,7 +11,7 @@ from small import write_frames, write_video
 
 from tubelet.data.sources import DataSource
 from tubelet.errors import TubeletError
-from tubelet.methods import mixes, videomae, videomae_v2
+from tubelet.methods import source_words, videomae, videomae_v2
 from tubelet.methods.run import changed, from_dict, to_dict
 from tubelet.methods.videomae_v2 import Hybrid
 from tubelet.verbs.begin import listed
@@ -48,8 +48,8 @@ def test_words_become_sources_and_back(tmp_path: Path) -> None:
             weight=1.0,
         ),
     )
-    assert mixes.from_words(words) == sources
-    assert mixes.from_words(mixes.to_words(sources)) == sources
+    assert source_words.from_words(words) == sources
+    assert source_words.from_words(source_words.to_words(sources)) == sources
     run = tyro.cli(videomae.VideoMAE, args=["--sources", *words, "--drop-path", "0.1"])
     assert (run.sources, run.drop_path) == (sources, 0.1)
     assert tyro.cli(videomae.VideoMAE, args=[], default=run).sources == sources
@@ -57,7 +57,7 @@ def test_words_become_sources_and_back(tmp_path: Path) -> None:
 
 def test_a_toml_file_holds_several(tmp_path: Path) -> None:
     (tmp_path / "mix.toml").write_text(TOML)
-    found = mixes.from_words([f"{tmp_path}/mix.toml", "own=more"])
+    found = source_words.from_words([f"{tmp_path}/mix.toml", "own=more"])
     assert found == (
         DataSource("k710", f"{tmp_path}/k710.csv", sampling_rate=4, weight=1.0),
         DataSource(
@@ -81,7 +81,7 @@ def test_a_toml_file_holds_several(tmp_path: Path) -> None:
 )
 def test_words_that_say_nothing(word: str, message: str) -> None:
     with pytest.raises(TubeletError, match=message):
-        mixes.from_words([word])
+        source_words.from_words([word])
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_words_that_say_nothing(word: str, message: str) -> None:
 def test_toml_that_says_nothing(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "mix.toml").write_text(text)
     with pytest.raises(TubeletError, match=message):
-        mixes.from_words([f"{tmp_path}/mix.toml"])
+        source_words.from_words([f"{tmp_path}/mix.toml"])
 
 
 def test_a_run_keeps_its_sources_in_json() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tubelet.data.clips import Key
 from tubelet.data.lists import Part
 from tubelet.data.loader import Order
-from tubelet.data.mixing import draws_of, mixed_order, shares
+from tubelet.data.order import draws_of, mixed_order, shares
 from tubelet.shapes import ClipSpec
 
 
