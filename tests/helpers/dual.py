@@ -54,7 +54,7 @@ FINE = changed(
     layer_decay=0.75,
     model_ema=0.9,
     checkpoint_blocks=True,
-    **TRAIN | {"eval_every_epochs": None},
+    **TRAIN | {"eval_every_epochs": 5},
 )
 WAYS: dict[str, dict[str, Any]] = {
     "fsdp": {"parallel": "fsdp", "micro_batch": 1},

@@ -34,8 +34,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i in range(6):
         label = "even" if i % 2 == 0 else "odd"
         video = write_video(folder / f"videos/{i}.mp4", height=64, width=64, seed=i)
-        (folder / f"labelled/train/{label}").mkdir(parents=True, exist_ok=True)
-        shutil.copy(video, folder / f"labelled/train/{label}/{i}.mp4")
+        for split in ("train", "val"):
+            (folder / f"labelled/{split}/{label}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(video, folder / f"labelled/{split}/{label}/{i}.mp4")
     dual.pretrain(dual.RUN, data=folder / "videos", out=folder / "one")
     dual.pretrain(dual.RUN, data=folder / "videos", out=folder / "one-bf16", precision="bf16")
     dual.finetune(dual.FINE, data=folder / "labelled", out=folder / "one-fine")
@@ -57,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def traces(run: Path, expected: Path, tiny: ModuleType) -> tuple[list[float], list[float]]:
     """Loss and gradient norm of each of the ten updates, of both."""
-    found, wanted = tiny.rows(run), tiny.rows(expected)
+    found, wanted = ([row for row in tiny.rows(path) if "loss" in row] for path in (run, expected))
     assert [row["step"] for row in found] == [row["step"] for row in wanted] == [*range(1, 11)]
     names = ("loss", "grad_norm")
     return [row[n] for row in found for n in names], [row[n] for row in wanted for n in names]
@@ -88,6 +89,16 @@ def test_fine_tuning_with_layer_decay_leaves_the_trace_of_one(runs: Path, tiny: 
     found, wanted = traces(runs / "fine", runs / "one-fine", tiny)
     assert found == pytest.approx(wanted, rel=FLOAT32)
     same_state(runs / "fine", runs / "one-fine", tiny)
+
+
+def test_scores_during_training_are_those_of_one(runs: Path, tiny: ModuleType) -> None:
+    """Of the weights and of their average, at steps 5 and 10, and training goes on in between."""
+    found, wanted = (
+        [row["evaluation"] for row in tiny.rows(runs / name) if "evaluation" in row]
+        for name in ("fine", "one-fine")
+    )
+    assert found == wanted and len(found) == 2
+    assert wanted[1]["top1"] != wanted[1]["ema_top1"]
 
 
 def test_two_processes_go_on_where_one_stopped(runs: Path, tiny: ModuleType) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
-from tubelet.train.parallel import choose_device, choose_precision
+from tubelet.train.parallel import choose_device, choose_precision, gathered
 
 Kind = Literal["single", "multi", "regression"]
 Precision = Literal["auto", "float32", "bf16"]
@@ -82,9 +82,13 @@ def check_finite(scores: Tensor, path: str) -> None:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, types, shapes and values of the state dict, in the order of names."""
+    """sha256 over names, types, shapes and values of the state dict, in the order of names.
+
+    Of a model that is split (FSDP2) all processes must ask together.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        value = gathered(value).cpu().contiguous()
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

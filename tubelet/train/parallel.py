@@ -162,13 +162,18 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(tensor: Tensor) -> Tensor:
+    """Any tensor -> a whole one, on every process; of a split one all processes must ask together."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tensor: Tensor, place: Place) -> Tensor:
     """Any tensor -> on the main process, a whole one on the CPU; on the others, an empty one.
 
     All processes must ask together. It may share memory with a tensor that is on the CPU already.
     """
-    tensor = tensor.detach()
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    full = gathered(tensor)
     return full.cpu().contiguous() if place.main else torch.empty(0)
 
 
