@@ -106,9 +106,22 @@ def test_what_a_list_or_folder_is_of(folder: Path) -> None:
         ("a/b 0 -1", "video"),
         ("a/b.webm", "video"),
         (f"a/{TEMPLATE}[1:4]", "video"),
+        ("path,label\na/b.mp4,swim", "video"),
+        ('"a, b.mp4",3', "video"),
+        ('{"path": "a/b.mp4"}', "video"),
+        ("my.movies/0 1 4", "frames"),
     ):
         (folder / "list.csv").write_text(text + "\n")
         assert kind_of(str(folder / "list.csv")) == kind
     assert kind_of(str(folder)) == "video"
     assert kind_of(str(folder / "0")) == "frames"
     assert kind_of(str(folder / "nowhere")) == "video"
+
+
+def test_files_beside_videos_do_not_tell_what_a_folder_is_of(tmp_path: Path) -> None:
+    for name in ("README.txt", "train.csv", "swim/b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert kind_of(str(tmp_path)) == "video"
+    (tmp_path / "swim/b.mp4").rename(tmp_path / "swim/img_00001.jpg")
+    assert kind_of(str(tmp_path)) == "frames"

@@ -12,9 +12,10 @@ from typing import Literal
 
 from tubelet.data import frames
 from tubelet.data.frames import FrameFolder
-from tubelet.data.listfiles import VIDEO_EXTENSIONS, Bad, lines_of, refuse
+from tubelet.data.listfiles import VIDEO_EXTENSIONS, Bad, lines_of, of_files, refuse
 from tubelet.data.lists import Entry, VideoList
 from tubelet.data.missing import exists
+from tubelet.data.pictures import IMAGES
 from tubelet.errors import TubeletError
 
 _LINE = re.compile(r"(?P<path>.+?)(?:[\s,;]+(?P<a>\d+))?(?:[\s,;]+(?P<b>-?\d+))?")
@@ -165,13 +166,12 @@ def kind_of(data: str) -> Literal["video", "frames"]:
     """Whether a list or a folder is of frame folders or of videos, by its first line or file."""
     if os.path.isdir(data):
         for _, _, files in os.walk(data):
-            names = [name for name in files if not name.startswith(".")]
-            if names:
-                return "video" if any(map(_is_video, names)) else "frames"
+            if any(map(_is_video, files)):
+                return "video"
+            if any(os.path.splitext(name)[1].lower() in IMAGES for name in files):
+                return "frames"
         return "video"
     if not os.path.isfile(data):
         return "video"  # what reads it says what is wrong
     _, text = lines_of(Path(data))[0]
-    path, _, total = _cut(text)
-    named = frames.parse(path) is not None or any(e in text.lower() for e in VIDEO_EXTENSIONS)
-    return "video" if named or total == -1 else "frames"
+    return "video" if of_files(text) or _cut(text)[2] == -1 else "frames"

@@ -262,6 +262,11 @@ def _cut(text: str) -> tuple[str, tuple[Value, ...] | None] | None:
     return match["path"], _label(rest.removeprefix(delimiter), delimiter)
 
 
+def of_files(line: str) -> bool:
+    """Whether a list that begins with this line is of files with extensions, or has a header."""
+    return line[0] == "{" or _cut(line) is not None or _header(line, None) is not None
+
+
 def _cut_without_extension(
     text: str, exists: Callable[[str], bool]
 ) -> tuple[str, tuple[Value, ...] | None] | None:
