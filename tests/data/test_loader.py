@@ -379,6 +379,13 @@ def test_many_failures_stop_a_long_list_early_and_few_never():
     assert [stops_after(0.008, 1_000_000, 20_000) for _ in range(10)] == [None] * 10
 
 
+def test_one_bad_file_of_a_small_source_with_a_large_weight_stops_nothing():
+    counter = Unreadable(100_010, 0.01)
+    for _ in range(1000):
+        counter.note(["bad.mp4"], 20)
+    assert counter.replaced == 1000
+
+
 # --- what goes wrong -------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from tubelet.data.clips import Key
 from tubelet.data.lists import Part
 from tubelet.data.loader import Order
 from tubelet.data.order import draws_of, mixed_order, shares
+from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
 
 
@@ -54,6 +55,17 @@ def test_the_largest_remainders_get_what_is_left(
     weights: tuple[float, ...], draws: int, counts: list[int]
 ) -> None:
     assert draws_of(parts(*((5, w) for w in weights)), draws) == counts
+
+
+def test_a_source_that_no_epoch_would_have_is_refused() -> None:
+    mix = parts((60, 0.99), (5, 0.005))
+    with pytest.raises(
+        TubeletError, match=r"Source 's1': its weight is 0\.005 of all, 0\.32 of the 64"
+    ):
+        Order(65, parts=mix, batch_size=8, micro_batch=8, seed=0, total_steps=1)
+    for rare in (0.01, 0.0, None):  # none: each as often as it has videos
+        mix = parts((60, None if rare is None else 0.99), (5, rare))
+        Order(65, parts=mix, batch_size=8, micro_batch=8, seed=0, total_steps=1)
 
 
 def test_each_epoch_has_each_source_as_often_as_its_share() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from tubelet.data.clips import ClipDataset, EvalDataset, Key, Pack, Views, collate
 from tubelet.data.lists import Part
-from tubelet.data.order import epoch_order, mixed_order, weighted
+from tubelet.data.order import check_drawn, epoch_order, mixed_order, weighted
 from tubelet.data.workers import batches_of
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch
@@ -61,6 +61,7 @@ class Order:
         _divides(batch_size, world, micro_batch)
         if not 0 <= rank < world:
             raise TubeletError(f"rank {rank} of {world} processes: expected 0 to {world - 1}.")
+        check_drawn(parts, self.steps_per_epoch * batch_size)
         self.videos = videos
         self.parts = parts
         self.batch_size = batch_size
@@ -118,9 +119,9 @@ class Unreadable:
     """Counts the videos that training had to replace, and stops a run that has too many.
 
     Each path is logged once. The run stops when the distinct unreadable paths are more than
-    `share` of the list, or when so many draws fail that the list must hold more than `share` (by
-    four standard deviations; the way to notice early in a long list). One bad file is always
-    let pass, however short the list, unless `share` is 0.
+    `share` of the list, or when so many of the first draws meet one that the list must hold more
+    than `share` (by four standard deviations; the way to notice early in a long list). One bad
+    file is always let pass, however short the list or often drawn, unless `share` is 0.
     """
 
     def __init__(self, videos: int, share: float) -> None:
@@ -144,7 +145,8 @@ class Unreadable:
                 log.warning("unreadable, replaced by another video: %s", path)
             self.paths[path] = self.paths.get(path, 0) + 1
         expected = self.share * self.drawn
-        too_often = self.replaced > expected + 4 * math.sqrt(max(expected, 1.0))
+        # Paths, not draws: a source with a large weight may meet the same one again and again.
+        too_often = len(self.paths) > expected + 4 * math.sqrt(max(expected, 1.0))
         if len(self.paths) > self.allowed or too_often:
             raise TubeletError(self._message())
 

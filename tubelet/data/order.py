@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tubelet.data.lists import Part
+from tubelet.errors import TubeletError
 
 ORDER_STREAM = 0x6F72646572  # keeps the order's random numbers apart from all others
 
@@ -45,6 +46,17 @@ def draws_of(parts: Sequence[Part], draws: int) -> list[int]:
     for s in by_rest[: draws - sum(counts)]:
         counts[s] += 1
     return counts
+
+
+def check_drawn(parts: Sequence[Part], draws: int) -> None:
+    """TubeletError for a source whose weight is so small that no epoch would have a video of it."""
+    for part, share, count in zip(parts, shares(parts), draws_of(parts, draws), strict=True):
+        if part.weight and not count:
+            raise TubeletError(
+                f"Source {part.name!r}: its weight is {share:.2g} of all, {share * draws:.2g} of the "
+                f"{draws} draws of an epoch, so it would never be drawn. Expected at least "
+                f"{1 / draws:.2g} of all: raise its weight, or say weight=0 to leave it out."
+            )
 
 
 def mixed_order(

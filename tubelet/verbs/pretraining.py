@@ -12,6 +12,7 @@ import torch
 
 from tubelet import feature_cache
 from tubelet.data.lists import VideoList
+from tubelet.data.order import check_drawn
 from tubelet.data.sources import examine
 from tubelet.errors import TubeletError
 from tubelet.methods.run import Pretraining, to_dict
@@ -69,6 +70,7 @@ def pretrain(
     with parallel.processes(run.train.device) as place:
         derived = derive(run.train, len(videos), place.world)
         tell(run, videos, place)
+        check_drawn(videos.parts, derived.steps_per_epoch * run.train.batch_size)
         parallel.on_main(place, lambda: examine(videos, run.video_decoder))
         if run.even and place.main:
             log.info(
