@@ -86,7 +86,9 @@ def test_rows_are_found_by_a_map_in_any_order_of_the_videos_classes(
     assert heads.target_classes(weights, head_map()) == TARGET
 
 
-@pytest.mark.parametrize("text", ["[4, 2, 0]", "4\n2\n0\n"], ids=["json", "a line each"])
+@pytest.mark.parametrize(
+    "text", ["[4, 2, 0]", "4\n2\n0\n", "\n4\n2\n0"], ids=["json", "a line each", "an empty line"]
+)
 def test_published_maps_are_numbers_alone(weights: Path, tmp_path: Path, text: str) -> None:
     path = tmp_path / "label_710to400.txt"
     path.write_text(text)
@@ -142,6 +144,7 @@ def test_gather_head_names_the_classes_and_refuses_wrong_rows() -> None:
         ({"classes": ["yoga", "yoga", "bowling"]}, "the class 'yoga' more than once"),
         ({"rows": [4, 2]}, '2 rows, 3 classes and 3 merged names: expected "rows"'),
         ({"rows": [4, 2, -1]}, "numbers from 0 on"),
+        ({"rows": ["4", "2", "0"]}, "numbers from 0 on"),
         ({"rows": 4}, "cannot be read as a map of head rows"),
         ({"rows": [4, 2, 9]}, "names row 9, and the head in .* has 5"),
         ({"rows": [4, 2, 1]}, "row 1 is 'bowling', and in .* it is 'diving'"),

@@ -44,7 +44,9 @@ def read_head_map(path: str | Path) -> HeadMap:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-        found: Any = [int(line) for line in text.split()] if text[:1].isdigit() else _parsed(text)
+        numbers = text.split()
+        listed = bool(numbers) and all(map(str.isdecimal, numbers))
+        found: Any = [*map(int, numbers)] if listed else _parsed(text)
         record = found if isinstance(found, dict) else {"rows": found}
         head_map = HeadMap(*(tuple(record.get(name, ())) for name in HeadMap._fields))
     except (OSError, ValueError, TypeError) as error:
@@ -53,7 +55,8 @@ def read_head_map(path: str | Path) -> HeadMap:
             "merge-labels` writes into maps/, or row numbers: a json list, or one in a line."
         ) from error
     rows, classes, merged = head_map
-    whole = all(str(row).isdecimal() for row in rows)
+    given: tuple[object, ...] = rows  # a file may hold anything
+    whole = all(isinstance(row, int) and row >= 0 for row in given)
     if not rows or not whole or any(names and len(names) != len(rows) for names in head_map[1:]):
         raise TubeletError(
             f"{path} holds {len(rows)} rows, {len(classes)} classes and {len(merged)} merged names: "

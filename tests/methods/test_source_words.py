@@ -74,6 +74,8 @@ def test_a_toml_file_holds_several(tmp_path: Path) -> None:
         ("a=b,weight=much", r"--sources a: weight is 'much', expected a number"),
         ("a=b,sampling_rate=2.5", "sampling_rate is '2.5', expected a whole number"),
         ("a=b,c", "'c' is no FIELD=VALUE.*TOML"),
+        ("a=b,weight=1,weight=2", "weight is given twice"),
+        ("a=b,data=c", "data is given twice"),
         ("videos", "--sources videos has no data: expected NAME=LIST"),
         ("=videos", "has no name"),
         ("none.toml", "none.toml cannot be read as TOML"),
@@ -92,6 +94,9 @@ def test_words_that_say_nothing(word: str, message: str) -> None:
         ('[[source]]\nname = "a"\ndata = "b"\nwieght = 1', "source a has no field 'wieght'"),
         ('[[source]]\ndata = "b"', "source 1 has no name"),
         ('[[source]]\nname = "a"\ndata = "b"\nsampling_rate = 2.5', "expected a whole number"),
+        ('[[source]]\nname = "a"\ndata = ["b"]', r"data is \['b'\], expected a text"),
+        ('[[source]]\nname = "a"\ndata = "b"\ntemplate = 5', "template is 5, expected a text"),
+        ("source = [1, 2]", r"has nothing: expected \[\[source\]\]"),
         ("name = ", "cannot be read as TOML"),
     ],
 )

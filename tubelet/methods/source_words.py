@@ -43,7 +43,9 @@ def from_text(text: str) -> DataSource:
                 f"--sources {text}: {part!r} is no FIELD=VALUE. Expected NAME=LIST,kind=frames,"
                 "weight=0.5 and so on; a path with a comma in it goes into a TOML file."
             )
-        values[field.strip()] = value
+        if field in values:
+            raise TubeletError(f"--sources {text}: {field} is given twice.")
+        values[field] = value
     return _source(values, f"--sources {name}")
 
 
@@ -54,7 +56,8 @@ def from_toml(file: str) -> list[DataSource]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise TubeletError(f"{file} cannot be read as TOML: {error}.") from error
     listed = tables.get("source")
-    if set(tables) != {"source"} or not isinstance(listed, list):
+    whole = isinstance(listed, list) and all(isinstance(values, dict) for values in listed)
+    if set(tables) != {"source"} or not whole:
         names = ", ".join(sorted(set(tables) - {"source"})) or "nothing"
         raise TubeletError(
             f"{file} has {names}: expected [[source]] tables alone, each with name, data and what "
@@ -64,9 +67,9 @@ def from_toml(file: str) -> list[DataSource]:
     sources: list[DataSource] = []
     for number, values in enumerate(typing.cast(list[dict[str, Any]], listed), 1):
         paths = {
-            key: os.path.join(folder, str(values[key]))
+            key: os.path.join(folder, values[key])
             for key in ("data", "root")
-            if values.get(key)
+            if isinstance(values.get(key), str) and values[key]
         }
         sources.append(_source(values | paths, f"{file}, source {values.get('name', number)}"))
     return sources
@@ -85,6 +88,8 @@ def _typed(field: str, value: Any, where: str) -> Any:
     options = typing.get_args(HINTS.get(field)) or (HINTS.get(field),)
     kind = next((k for k in (int, float) if k in options), None)
     if kind is None:
+        if field in HINTS and not isinstance(value, str):
+            raise TubeletError(f"{where}: {field} is {value!r}, expected a text.")
         return value
     try:
         return kind(value) if kind is float or not isinstance(value, float) else int(str(value))
