@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import distil
 import pytest
 import torch
+from spread import in_two
 from torch import nn
 
 import tubelet
@@ -68,20 +68,7 @@ def test_the_average_is_that_of_the_weights_after_applied_updates(tmp_path: Path
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of runs that two processes trained."""
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, "spread", folder],
-            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
-    return folder
+    return in_two(SCRIPT, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

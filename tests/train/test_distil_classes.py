@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import classes
 import pytest
 import torch
+from spread import in_two
 
 import tubelet
 from tubelet.model import Classifier
@@ -22,20 +19,7 @@ from tubelet.train import checkpoint
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of runs that two processes trained."""
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, classes.__file__, "spread", folder],
-            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
-    return folder
+    return in_two(classes.__file__, tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("how", ["ddp", "fsdp"])

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +11,7 @@ import dual
 import pytest
 import torch
 from small import write_video
+from spread import in_two
 
 import tubelet
 from tubelet.train import checkpoint
@@ -41,19 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dual.pretrain(dual.RUN, data=folder / "videos", out=folder / "one-bf16", precision="bf16")
     dual.finetune(dual.FINE, data=folder / "labelled", out=folder / "one-fine")
     dual.half_way(folder / "one", folder / "on")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, dual.__file__, "spread", folder],
-            env=os.environ | world | {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
-    return folder
+    return in_two(dual.__file__, folder)
 
 
 def traces(run: Path, expected: Path, tiny: ModuleType) -> tuple[list[float], list[float]]:

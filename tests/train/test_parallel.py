@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from spread import in_two
 from torch import nn
 
 from tubelet.backbones.vit import ViT, ViTShape
@@ -26,19 +23,7 @@ CASES = {"ddp-6": None, "ddp-3": 0.5, "fsdp-6": None, "fsdp-3": 0.5}  # how-micr
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, script: Path) -> Path:
     """The folder of runs that two processes trained."""
-    folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    started = []
-    for rank in ("0", "1"):
-        world = {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank}
-        world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        started.append(
-            subprocess.Popen([sys.executable, script, "spread", folder], env=os.environ | world)
-        )
-    assert [process.wait(timeout=300) for process in started] == [0, 0]
-    return folder
+    return in_two(script, tmp_path_factory.mktemp("two"))
 
 
 def one(out: Path, tiny: ModuleType, clip: float | None, epochs: int, resume: bool) -> None:
