@@ -55,8 +55,7 @@ def read_head_map(path: str | Path) -> HeadMap:
             "merge-labels` writes into maps/, or row numbers: a json list, or one in a line."
         ) from error
     rows, classes, merged = head_map
-    given: tuple[object, ...] = rows  # a file may hold anything
-    whole = all(isinstance(row, int) and row >= 0 for row in given)
+    whole = {*map(type, rows)} == {int} and min(rows) >= 0  # a file may hold anything
     if not rows or not whole or any(names and len(names) != len(rows) for names in head_map[1:]):
         raise TubeletError(
             f"{path} holds {len(rows)} rows, {len(classes)} classes and {len(merged)} merged names: "

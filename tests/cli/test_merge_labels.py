@@ -78,6 +78,17 @@ def test_what_is_written(sets: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert report["videos"] == {"train": 6, "val": 3}
 
 
+def test_names_of_other_videos_of_another_set_are_doubted(
+    sets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    merge_labels(LISTS, val=VAL, classes=NAMES, out="merged", config=RENAME)
+    assert "k600 train: 2 of 4 videos were left out for the names of others" in caplog.text
+    caplog.clear()
+    by_path = MergeConfig(rename="renames.csv", id="path")
+    merged = merge_labels(LISTS, val=VAL, classes=NAMES, out="paths", config=by_path)
+    assert len(merged.train) == 9 and not caplog.text
+
+
 def test_maps_agree_with_the_numbers_of_a_head_trained_on_the_list(
     sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,11 @@ MIXED = [
         "k400=videos,weight=0.5 own=labelled",
         ("own none: give every source one, or none",),
     ),
+    case(
+        "a weight so small that its source is never drawn",
+        "k400=videos,weight=1 own=labelled,weight=0.001",
+        ("Source 'own': its weight is 0.001 of all", "would never be drawn", "weight=0"),
+    ),
     case("two sources of one name", "a=videos a=labelled", ("Two sources are called 'a'",)),
     case(
         "folders of frames with gaps",

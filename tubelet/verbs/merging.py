@@ -6,6 +6,7 @@ import csv
 import difflib
 import functools
 import json
+import logging
 import os
 import re
 import shutil
@@ -16,10 +17,12 @@ from typing import Any
 
 from tubelet import heads
 from tubelet.data.lists import Source, VideoList, read_list
-from tubelet.data.merge import Clip, Identity, Merged, merge
+from tubelet.data.merge import CLASHES, Clip, Identity, Merged, merge
 from tubelet.data.renames import read_renames
 from tubelet.errors import TubeletError
 from tubelet.verbs.begin import split_of
+
+log = logging.getLogger("tubelet")
 
 REPORT = "report.json"
 Names = str | Path | Sequence[str]
@@ -84,7 +87,21 @@ def merge_labels(
     }
     chosen = {"renames": [list(row) for row in renames], "id": config.id}
     _write(merged, out, made_of | chosen, config.overwrite)
+    if config.id != "path":
+        _doubt(merged, out)
     return merged
+
+
+def _doubt(merged: Merged, out: Path) -> None:
+    """Says where names may not tell videos apart: a video left out for its name has another label."""
+    for split, sets in merged.counts.items():
+        for of, count in sets.items():
+            if count.conflicts > CLASHES * count.listed:
+                log.warning(
+                    "%s %s: %d of %d videos were left out for the names of others with another label "
+                    "(%s has them). If these are other videos, pass --id path.",
+                    *(of, split, count.conflicts, count.listed, out / REPORT),
+                )
 
 
 def _check_sets(train: Mapping[str, Source], others: Mapping[str, Mapping[str, Any]]) -> None:
