@@ -25,6 +25,13 @@ def test_names_keep_subfolders_and_tell_all_videos_apart() -> None:
     assert names_of(parts) == ["a.b[1-45]", "a.b[46-90]"]
     with pytest.raises(TubeletError, match=r"c/x\.mp4 does not lie in a"):
         names_of(["a/y.mp4", "c/x.mp4"], "a")
+    for twice in (
+        ["a/x.mp4", str(Path("a/x.mp4").absolute())],
+        ["a/x.mp4", "a/x.avi", "a/x.mp4.mkv"],
+        [f"{frames}[1:45]", "ssv2/a.b/flow_{:05}.jpg[1:45]"],
+    ):
+        with pytest.raises(TubeletError, match=r"would be one file, .*each video once"):
+            names_of(twice)
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "parquet"])

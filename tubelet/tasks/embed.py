@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -272,9 +273,8 @@ class _Run:
 
     def _windows(self, job: _Job) -> Iterator[_Item]:
         config, spec = self.config, self.spec
-        small = None
-        if config.published_preprocessing:
-            small = lambda frames: stretched(frames, spec.size)  # noqa: E731
+        published = config.published_preprocessing
+        small = partial(stretched, size=spec.size) if published else None
         with Video(job.path, decoder=config.decoder) as video:
             job.fps, job.frames = video.info.fps, video.info.frames
             cuts = window_frames(

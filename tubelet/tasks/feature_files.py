@@ -194,7 +194,10 @@ class FeatureFolder:
 
 def names_of(videos: Sequence[str], relative_to: str = "") -> list[str]:
     """Paths -> names for their features: from the folder given, or the one that all share, without
-    the extension, which stays where two would have one name. Frames are named by their folder."""
+    the extension, which stays where two would have one name. Frames are named by their folder.
+
+    TubeletError where two would have one name all the same: a video that was given twice.
+    """
     folders = [frames.parse(video) for video in videos]
     both = list(zip(videos, folders, strict=True))
     whole = [os.path.abspath(folder.folder if folder else video) for video, folder in both]
@@ -215,7 +218,15 @@ def names_of(videos: Sequence[str], relative_to: str = "") -> list[str]:
         f"{path.as_posix()}[{folder.first}-{folder.last}]" if folder else path.as_posix()
         for path, folder in zip(relative, folders, strict=True)
     ]
-    return [long if count[stem] > 1 else stem for stem, long in zip(stems, unique, strict=True)]
+    names = [long if count[stem] > 1 else stem for stem, long in zip(stems, unique, strict=True)]
+    first: dict[str, str] = {}
+    for video, name in zip(videos, names, strict=True):
+        if first.setdefault(name, video) != video:
+            raise TubeletError(
+                f"The features of {first[name]} and of {video} would be one file, {name}. Expected "
+                "each video once: leave one out, or write them into different folders."
+            )
+    return names
 
 
 def size_of(video: str) -> int:
