@@ -45,6 +45,9 @@ def test_each_process_of_torchrun_makes_its_part(
         assert code == 0  # torchrun would end the others
         assert ("unreadable" in said) == (rank == 1)
         assert (tmp_path / "out" / made).exists()
+    (tmp_path / "videos/b.mp4").unlink()
+    assert tubelet(*line)[:2] == (0, "")  # nothing was left for this one: the first one tells
+    (tmp_path / "videos/b.mp4").write_text("no video")
     monkeypatch.delenv("WORLD_SIZE")
     monkeypatch.delenv("RANK")
     assert tubelet(*line)[0] == 1

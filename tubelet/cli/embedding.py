@@ -5,12 +5,20 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 
-from tubelet.cli.parsing import Given, bar, option, options_of, parse
+from tubelet.cli.parsing import (
+    Given,
+    bar,
+    first_process,
+    option,
+    options_of,
+    parse_as_the_run,
+    say,
+)
 
 
 def embed(args: list[str]) -> int:
@@ -18,8 +26,6 @@ def embed(args: list[str]) -> int:
     from tubelet import verbs
     from tubelet.shapes import ClipSpec
     from tubelet.tasks.embed import EmbedConfig
-    from tubelet.train import checkpoint
-    from tubelet.zoo import card_of
 
     def options(clip: ClipSpec) -> type:
         return options_of(
@@ -32,10 +38,7 @@ def embed(args: list[str]) -> int:
         )
 
     about = "A vector for each window of each video; by default of clips as in training."
-    job: Any = parse(options(ClipSpec()), args, "embed", about)
-    # Once more, with the clips of the model as defaults.
-    clip = card_of(checkpoint.read_header(job.run), job.run).clip
-    job = parse(options(clip), args, "embed", about)
+    job = parse_as_the_run(args, "embed", about, options, ClipSpec(), lambda card: card.clip)
     started = time.monotonic()
     with bar("embedding", "videos") as shown:
 
@@ -46,7 +49,8 @@ def embed(args: list[str]) -> int:
         result = verbs.embed(
             job.run, list(job.videos), out=job.out, config=job.config, clip=job.clip, progress=told
         )
-    Console().print(result.table())
-    print(job.out)
+    if first_process() or result.exit_code:  # each process tells of its part
+        Console().print(result.table())
+    say(str(job.out))
     # torchrun ends all processes when one fails: the others would lose what they are at.
     return 0 if int(os.environ.get("WORLD_SIZE", "1")) > 1 else result.exit_code

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from tubelet.cli.parsing import Given, bar, option, options_of, parse
+from tubelet.cli.parsing import (
+    Given,
+    bar,
+    first_process,
+    option,
+    options_of,
+    parse,
+    parse_as_the_run,
+)
 from tubelet.errors import TubeletError
-
-
-def _as_the_run(
-    args: list[str],
-    verb: str,
-    about: str,
-    options: Callable[[Any], type],
-    default: Any,
-    refine: Any,
-) -> Any:
-    """Parses twice: first to know the run, then with the defaults that its checkpoint names."""
-    from tubelet.train import checkpoint
-    from tubelet.zoo import card_of
-
-    job: Any = parse(options(default), args, verb, about)
-    card = card_of(checkpoint.read_header(job.run), job.run)
-    return parse(options(refine(card)), args, verb, about)
 
 
 def evaluate(args: list[str]) -> int:
@@ -51,7 +40,7 @@ def evaluate(args: list[str]) -> int:
         )
 
     about = "Each video is decoded once for all of its views; by default those of the run."
-    job = _as_the_run(args, "evaluate", about, options, EvaluateConfig(), verbs.test_views)
+    job = parse_as_the_run(args, "evaluate", about, options, EvaluateConfig(), verbs.test_views)
     with bar("evaluating", "videos") as progress:
         result = verbs.evaluate(
             job.run,
@@ -63,7 +52,7 @@ def evaluate(args: list[str]) -> int:
             head_map=job.head_map,
             progress=progress,
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not first_process():
         return 0
     Console().print(result.table())
     if job.out is not None:
@@ -110,7 +99,9 @@ def reconstruct(args: list[str]) -> int:
         )
 
     about = "Input, masked input, and what is predicted; by default with the masks of the run."
-    job = _as_the_run(args, "reconstruct", about, options, ReconstructConfig(), verbs.run_masks)
+    job = parse_as_the_run(
+        args, "reconstruct", about, options, ReconstructConfig(), verbs.run_masks
+    )
     stems = [Path(video).stem for video in job.videos]
     same = sorted({stem for stem in stems if stems.count(stem) > 1})
     if same:

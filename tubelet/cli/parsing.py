@@ -26,6 +26,23 @@ def parse(kind: Callable[..., Args], args: Sequence[str], verb: str, about: str)
     return tyro.cli(kind, args=args, prog=f"tubelet {verb}", description=about)
 
 
+def parse_as_the_run(
+    args: Sequence[str],
+    verb: str,
+    about: str,
+    options: Callable[[Any], type],
+    default: Any,
+    refine: Callable[[Any], Any],
+) -> Any:
+    """Parses twice: first to know the run, then with the defaults that its checkpoint names."""
+    from tubelet.train import checkpoint
+    from tubelet.zoo import card_of
+
+    job: Any = parse(options(default), args, verb, about)
+    card = card_of(checkpoint.read_header(job.run), job.run)
+    return parse(options(refine(card)), args, verb, about)
+
+
 def options_of(name: str, config: Any, *fields: tuple[Any, ...]) -> type:
     """Options of a verb: its own, then those of a config, with this config's values as defaults."""
     flat = Annotated[type(config), tyro.conf.arg(name="")]
@@ -50,9 +67,14 @@ def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
     return found
 
 
+def first_process() -> bool:
+    """Whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(text: str) -> None:
     """Prints, from the first of several processes."""
-    if os.environ.get("RANK", "0") == "0":
+    if first_process():
         print(text)
 
 
@@ -70,8 +92,9 @@ def write_json(path: Path | None, text: str) -> None:
 
 @contextmanager
 def bar(what: str, unit: str) -> Generator[Callable[..., None] | None, None, None]:
-    """A progress bar on a terminal, moved by (done, of) and maybe a note; nothing elsewhere."""
-    if not sys.stderr.isatty():
+    """A progress bar on a terminal, moved by (done, of) and maybe a note; nothing elsewhere, and of
+    several processes only the first's."""
+    if not sys.stderr.isatty() or not first_process():
         yield None
         return
     columns = [
