@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import write_frames
 from torch.nn.functional import interpolate
 
 import tubelet
@@ -282,6 +283,21 @@ def test_the_model_is_named_by_its_weights(model: Classifier, films: Path, tmp_p
         model.fc_norm.bias.add_(1)
     with pytest.raises(TubeletError, match=r"model\.digest"):
         embed(model, one, HERE, out=tmp_path)
+
+
+def test_folders_of_frames(model: Classifier, tmp_path: Path) -> None:
+    path = f"{write_frames(tmp_path / 'a', frames=12)}/img_{{:05}}.jpg"
+    config = replace(HERE, hop_frames=None, hop_seconds=0.25)
+    (file,) = embed(model, f"{path}[1:12@12]", config, out=tmp_path / "out").files
+    assert file.windows == 2 and file.file == tmp_path / "out/a.npy"  # spans of 8, hops of 3 frames
+    times = json.loads((tmp_path / "out/a.times.json").read_text())
+    assert (times["start_seconds"], times["fps"]) == ([0, 0.25], 12)
+    with pytest.raises(
+        TubeletError, match=r"how many frames a second.*\[1:12@25\], or pass --hop-f"
+    ):
+        embed(model, f"{path}[1:12]", config)
+    (file,) = embed(model, f"{path}[1:12]", HERE).files
+    assert file.windows == 2 and file.fps == 1
 
 
 def test_what_cannot_be(model: Classifier, films: Path) -> None:

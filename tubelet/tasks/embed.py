@@ -25,7 +25,7 @@ from tubelet.tasks.ahead import ahead
 from tubelet.tasks.embedder import Embedder, Pool, published_clip, stretched
 from tubelet.tasks.feature_files import Claim, FeatureFolder, Features, Format, arrow, names_of
 from tubelet.tasks.scores import Precision, Scorer, weights_hash
-from tubelet.tasks.windows import FrameStream, Source, paths_of
+from tubelet.tasks.windows import FrameStream, Source, check_rates, paths_of
 
 DType = Literal["float32", "float16"]
 State = Literal["made", "there", "elsewhere", "unreadable"]
@@ -182,8 +182,9 @@ def embed(
         part: (i, n): of the videos, number i and each n-th after it.
 
     Raises:
-        TubeletError: no videos, clips that the model cannot take, a folder made with other
-            settings, features that are not finite or beyond float16.
+        TubeletError: no videos, frames without a rate and a hop in seconds, clips that the model
+            cannot take, a folder made with other settings, features that are not finite or beyond
+            float16.
     """
     config = config or EmbedConfig()
     spec = clip or model.card.clip
@@ -195,6 +196,8 @@ def embed(
     if decoder.startswith("missing"):
         raise TubeletError(f"The decoder {config.decoder!r} is {decoder}.")
     paths = list(dict.fromkeys(paths_of(sources)))
+    if config.hop_seconds is not None:
+        check_rates(paths)
     embedder = Embedder(model, config.pool, unnormalised=config.published_preprocessing)
     with Scorer(
         embedder,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data.decode import DecodeError, Video
+from tubelet.data.frames import parse
 from tubelet.data.listfiles import LIST_EXTENSIONS
 from tubelet.data.lists import read_list, splits_of
 from tubelet.data.transforms import to_channels, views_of
@@ -40,6 +41,17 @@ def paths_of(sources: Source | Sequence[Source]) -> list[str]:
     if not paths:
         raise TubeletError("No files were given: name a video, a folder, or a list.")
     return paths
+
+
+def check_rates(paths: Iterable[str]) -> None:
+    """TubeletError for folders of frames of which nobody said how many a second there are."""
+    for path in paths:
+        folder = parse(path)
+        if folder is not None and folder.fps is None:
+            raise TubeletError(
+                f"{path} does not say how many frames a second it has, and a hop in seconds needs "
+                f"that: write {path[:-1]}@25], or pass --hop-frames."
+            )
 
 
 class FrameStream:
