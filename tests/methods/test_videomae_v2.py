@@ -85,6 +85,7 @@ def test_pretraining_recipes_have_the_published_values(name: str) -> None:
     assert (derived.lr, derived.min_lr) == pytest.approx((lr, least))
     assert (run.train.betas, run.train.weight_decay) == ((0.9, 0.95), 0.05)
     assert (run.train.clip_grad, run.train.checkpoint_blocks) == (clip, recompute)
+    assert run.train.parallel == ("fsdp" if recompute else "ddp")
     assert (run.mask_type, run.mask_ratio) == ("tube", 0.9)
     assert (run.decoder_mask_type, run.decoder_mask_ratio) == ("running_cell", 0.5)
     assert run.decode_visible

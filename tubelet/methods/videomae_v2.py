@@ -121,6 +121,7 @@ giant_hybrid = changed(
     lr=6e-4,
     clip_grad=0.02,
     checkpoint_blocks=True,
+    parallel="fsdp",
     published="K400 87.2, after K710 88.4; SSv2 77.0 (16x5x3, 16x2x3)",
 )
 
