@@ -110,6 +110,18 @@ def test_gaps_are_found_by_a_listing(tmp_path: Path) -> None:
     }
 
 
+def test_a_folder_of_many_clips_is_listed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As AVA's are: clips of 300 frames of a film of 27,000."""
+    films = [write_frames(tmp_path / name, frames=6) for name in ("a", "b")]
+    paths = [f"{film}/img_{{:05}}.jpg[{n}:{n + 1}]" for n in range(1, 7) for film in films]
+    listed: list[str] = []
+    monkeypatch.setattr(frames.os, "listdir", lambda at: listed.append(at) or ["img_00001.jpg"])
+    assert sorted(frames.gaps(paths)) == list(range(12))
+    assert sorted(listed) == [str(film) for film in films]
+
+
 def test_lists_take_them_with_labels(tmp_path: Path) -> None:
     for i in range(2):
         write_frames(tmp_path / f"frames/{i} x", seed=i)

@@ -21,7 +21,7 @@ from tubelet.errors import TubeletError
 _LINE = re.compile(r"(?P<path>.+?)(?:[\s,;]+(?P<a>\d+))?(?:[\s,;]+(?P<b>-?\d+))?")
 ADVICE = (
     "Expected on every line 'folder start total', 'folder total', or 'folder' alone, where frames "
-    "are counted (a video among them as 'path 0 -1')."
+    "are counted (a video among them as 'path 0 -1'), without labels."
 )
 
 

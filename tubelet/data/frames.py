@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -87,24 +87,41 @@ def numbers_of(names: Iterable[str], template: str) -> list[int]:
 
 def gap(folder: FrameFolder) -> str:
     """Why the folder cannot be read, by a look at the names in it; "" where no frame is missing."""
-    try:
-        names = set(os.listdir(folder.folder or "."))
-    except OSError as error:
-        return f"{folder.folder} cannot be listed ({error.strerror or error})"
-    wanted = range(folder.first, folder.last + 1)
-    lacking = [n for n in wanted if folder.template.format(n) not in names]
-    if not lacking:
-        return ""
-    count = f", the first of {len(lacking)} missing" if len(lacking) > 1 else ""
-    return f"{folder.file(lacking[0])} does not exist{count}"
+    return _look([folder])[0]
 
 
 def gaps(paths: Sequence[str]) -> dict[int, str]:
-    """{position of a frame folder: why it cannot be read}; each is listed once, in threads."""
-    folders = {at: folder for at, path in enumerate(paths) if (folder := parse(path))}
+    """{position of frames: why they cannot be read}, by threads.
+
+    A folder is listed once, however many paths are parts of it (AVA's clips are, of a film).
+    """
+    films: dict[str, dict[int, FrameFolder]] = {}
+    for at, path in enumerate(paths):
+        if folder := parse(path):
+            films.setdefault(folder.folder, {})[at] = folder
     with ThreadPoolExecutor(THREADS) as pool:
-        found = zip(folders, pool.map(gap, folders.values()), strict=True)
-        return {at: why for at, why in found if why}
+        found = pool.map(lambda film: _look([*film.values()]), films.values())
+        pairs = zip(films.values(), found, strict=True)
+        return {at: why for film, said in pairs for at, why in zip(film, said, strict=True) if why}
+
+
+def _look(parts: Sequence[FrameFolder]) -> list[str]:
+    """What `gap` says of each of some parts of one folder, from one listing."""
+    folder = parts[0].folder
+    try:
+        names = set(os.listdir(folder or "."))
+    except OSError as error:
+        return [f"{folder} cannot be listed ({error.strerror or error})"] * len(parts)
+    return [_gap(part, names) for part in parts]
+
+
+def _gap(part: FrameFolder, names: Collection[str]) -> str:
+    wanted = range(part.first, part.last + 1)
+    lacking = [n for n in wanted if part.template.format(n) not in names]
+    if not lacking:
+        return ""
+    count = f", the first of {len(lacking)} missing" if len(lacking) > 1 else ""
+    return f"{part.file(lacking[0])} does not exist{count}"
 
 
 class Frames:
