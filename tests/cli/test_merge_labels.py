@@ -137,6 +137,17 @@ def test_a_merged_folder_is_replaced_only_when_asked_to(sets: Path) -> None:
         merge_labels(LISTS, out="k400", classes=NAMES, config=MergeConfig(overwrite=True))
 
 
+def test_what_else_was_put_into_the_folder_is_not_removed(sets: Path) -> None:
+    merge_labels(LISTS, val=VAL, out="merged", classes=NAMES)
+    (sets / "merged/runs").mkdir()
+    (sets / "merged/runs/weights").touch()
+    for overwrite in (False, True):
+        with pytest.raises(TubeletError, match=r"more than merged labels \(runs\)"):
+            again = MergeConfig(overwrite=overwrite)
+            merge_labels(LISTS, val=VAL, out="merged", classes=NAMES, config=again)
+    assert (sets / "merged/runs/weights").exists()
+
+
 def test_a_merge_that_fails_leaves_the_folder_before(
     sets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

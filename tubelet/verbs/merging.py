@@ -25,6 +25,7 @@ from tubelet.verbs.begin import split_of
 log = logging.getLogger("tubelet")
 
 REPORT = "report.json"
+WRITTEN = ("train.csv", "val.csv", "classes.txt", "maps", REPORT)
 Names = str | Path | Sequence[str]
 
 
@@ -213,7 +214,8 @@ def _write_list(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
-    """Refuses a folder of something else, and one made of other inputs unless `overwrite`."""
+    """Refuses a folder of something else, or with something else in it, and one made of other inputs
+    unless `overwrite`."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
@@ -222,6 +224,12 @@ def _claim(out: Path, record: dict[str, Any], overwrite: bool) -> None:
         raise TubeletError(
             f"{out} exists and holds no merged labels: pass another folder; nothing was changed."
         ) from error
+    others = sorted(p.name for p in out.iterdir() if p.name not in WRITTEN and p.name[0] != ".")
+    if others:
+        raise TubeletError(
+            f"{out} holds more than merged labels ({', '.join(others[:5])}), and it is replaced as a "
+            "whole: move that elsewhere, or pass another folder; nothing was changed."
+        )
     if made_of != record["made_of"] and not overwrite:
         raise TubeletError(
             f"{out} holds labels that were merged from other inputs ({REPORT} has them). Pass another "
