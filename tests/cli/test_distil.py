@@ -124,10 +124,10 @@ def test_a_teacher_of_other_clips_is_refused_before_training(inside: Path) -> No
         distil(num_frames=3)
     shape = replace(library.load("runs/pre").backbone.shape, tubelet_size=1)
     still = {"num_frames": 1, "size": (32, 32), "encoder": shape, "data": "labelled"}
-    library.finetune(out="runs/still", **(SMALL | still))
+    library.finetune(out="runs/single-frame", **(SMALL | still))
     with pytest.raises(TubeletError, match="it is of images"):
-        distil(teacher="runs/still")
-    given: dict[str, Any] = still | {"data": "videos", "weights": "", "teacher": "runs/still"}
+        distil(teacher="runs/single-frame")
+    given: dict[str, Any] = still | {"data": "videos", "weights": "", "teacher": "runs/single-frame"}
     assert distil(run=Distil(), **given).num_classes == 2
     with pytest.raises(TubeletError, match="labels of the kind 'single'"):
         distil(label_kind="multi")
