@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -117,14 +118,8 @@ def finetune(args: list[str]) -> int:
     from tubelet import verbs
     from tubelet.methods.finetune import Finetune
 
-    run, called = _named(args, "finetune", Finetune)
-    about = _about(run, "Supervised fine-tuning. `tubelet list` shows the named runs.")
-    job: Any = parse(_job(run or Finetune()), args, called, about)
-    if run is None and job.run.weights:  # once more, with the clips and the size of the weights
-        job = parse(_job(verbs.finetune_from(job.run.weights)), args, called, about)
-    out = verbs.finetune(job.run, out=job.out, resume=job.resume)
-    say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
-    return 0
+    text = "Supervised fine-tuning. `tubelet list` shows the named runs."
+    return _classifier(args, Finetune, verbs.finetune_from, verbs.finetune, text)
 
 
 def distil(args: list[str]) -> int:
@@ -132,12 +127,24 @@ def distil(args: list[str]) -> int:
     from tubelet import verbs
     from tubelet.methods.distil import Distil
 
-    run, called = _named(args, "distil", Distil)
-    about = _about(run, "Training on the answers of a fine-tuned model. `tubelet list` shows runs.")
-    job: Any = parse(_job(run or Distil()), args, called, about)
+    text = "Training on the answers of a fine-tuned model. `tubelet list` shows runs."
+    return _classifier(args, Distil, verbs.distil_from, verbs.distil, text)
+
+
+def _classifier(
+    args: list[str],
+    kind: type[Run],
+    begin: Callable[[str], Run],
+    train: Callable[..., Path],
+    text: str,
+) -> int:
+    """Training that ends with a classifier. `begin`: weights -> the run for them."""
+    run, called = _named(args, kind.verb, kind)
+    about = _about(run, text)
+    job: Any = parse(_job(run or kind()), args, called, about)
     if run is None and job.run.weights:  # once more, with the clips and the size of the weights
-        job = parse(_job(verbs.distil_from(job.run.weights)), args, called, about)
-    out = verbs.distil(job.run, out=job.out, resume=job.resume)
+        job = parse(_job(begin(job.run.weights)), args, called, about)
+    out = train(job.run, out=job.out, resume=job.resume)
     say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
     return 0
 
