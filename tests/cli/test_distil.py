@@ -127,7 +127,11 @@ def test_a_teacher_of_other_clips_is_refused_before_training(inside: Path) -> No
     library.finetune(out="runs/single-frame", **(SMALL | still))
     with pytest.raises(TubeletError, match="it is of images"):
         distil(teacher="runs/single-frame")
-    given: dict[str, Any] = still | {"data": "videos", "weights": "", "teacher": "runs/single-frame"}
+    given: dict[str, Any] = still | {
+        "data": "videos",
+        "weights": "",
+        "teacher": "runs/single-frame",
+    }
     assert distil(run=Distil(), **given).num_classes == 2
     with pytest.raises(TubeletError, match="labels of the kind 'single'"):
         distil(label_kind="multi")
