@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,17 @@ def hash_of(*parts: object) -> int:
     return sum(ord(c) for c in "".join(map(str, parts)))
 
 
+@pytest.fixture(scope="module")
+def copied(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world for the tests of one file, so that what those of another leave is not in their way."""
+    return Path(shutil.copytree(world, tmp_path_factory.mktemp("copied") / "world"))
+
+
 @pytest.fixture
-def inside(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working folder is the world."""
-    monkeypatch.chdir(world)
-    yield world
+def inside(copied: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder is that world."""
+    monkeypatch.chdir(copied)
+    return copied
 
 
 @pytest.fixture

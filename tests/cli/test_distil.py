@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import TINY_NET
 
 import tubelet as library
 from tubelet.errors import TubeletError
@@ -48,6 +49,14 @@ def test_the_student_of_unlabelled_videos_has_the_teachers_classes(inside: Path)
     assert {"loss", "agreement"} <= row.keys()
     assert "accuracy" not in row
     assert library.evaluate(model, "labelled").classes == ("left", "right")
+
+
+def test_a_student_without_weights_sees_the_clips_of_its_teacher(tubelet, inside: Path) -> None:
+    given = ["distil", "--teacher", "runs/fine", "--data", "videos", "--out", "runs/scratch"]
+    small = ["--steps", "1", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+    code, _, err = tubelet(*given, *small, *TINY_NET)
+    assert code == 0, err
+    assert library.load("runs/scratch").card.clip == library.load("runs/fine").card.clip
 
 
 def test_labels_are_shown_and_scored_where_there_are_any(inside: Path) -> None:

@@ -119,7 +119,11 @@ def finetune(args: list[str]) -> int:
     from tubelet.methods.finetune import Finetune
 
     text = "Supervised fine-tuning. `tubelet list` shows the named runs."
-    return _classifier(args, Finetune, verbs.finetune_from, verbs.finetune, text)
+
+    def begin(run: Finetune) -> Run:
+        return verbs.finetune_from(run.weights)
+
+    return _classifier(args, Finetune, begin, verbs.finetune, text)
 
 
 def distil(args: list[str]) -> int:
@@ -128,22 +132,26 @@ def distil(args: list[str]) -> int:
     from tubelet.methods.distil import Distil
 
     text = "Training on the answers of a fine-tuned model. `tubelet list` shows runs."
-    return _classifier(args, Distil, verbs.distil_from, verbs.distil, text)
+
+    def begin(run: Distil) -> Run:
+        return verbs.distil_from(run.weights, run.teacher)
+
+    return _classifier(args, Distil, begin, verbs.distil, text)
 
 
 def _classifier(
     args: list[str],
     kind: type[Run],
-    begin: Callable[[str], Run],
+    begin: Callable[[Any], Run],
     train: Callable[..., Path],
     text: str,
 ) -> int:
-    """Training that ends with a classifier. `begin`: weights -> the run for them."""
+    """Training that ends with a classifier. `begin`: the options -> the run for its networks."""
     run, called = _named(args, kind.verb, kind)
     about = _about(run, text)
     job: Any = parse(_job(run or kind()), args, called, about)
-    if run is None and job.run.weights:  # once more, with the clips and the size of the weights
-        job = parse(_job(begin(job.run.weights)), args, called, about)
+    if run is None:  # once more, with the clips and the size of the networks that are named
+        job = parse(_job(begin(job.run)), args, called, about)
     out = train(job.run, out=job.out, resume=job.resume)
     say(f"done: {out}    next: tubelet evaluate {out} LABELLED    tubelet predict {out} VIDEO")
     return 0

@@ -12,7 +12,7 @@ import torch
 from tubelet.data.lists import Entry, VideoList, read_list
 from tubelet.errors import TubeletError
 from tubelet.methods.distil import Distil, distilling
-from tubelet.methods.run import to_dict
+from tubelet.methods.run import changed, to_dict
 from tubelet.model import Card
 from tubelet.targets.features import Teacher
 from tubelet.tasks.distil import Distil as Task
@@ -42,11 +42,12 @@ def distil(
     """Train a student on what a fine-tuned teacher says of the same clips; returns the run's folder.
 
     `run` None: the recipe that all published fine-tuning shares, with the mixing of arXiv
-    2106.05237, on the clips that `weights` were trained on. The student has the teacher's classes.
+    2106.05237, on the clips that `weights` were trained on, or else the teacher. The student has the teacher's classes.
     Other arguments and errors: see `pretrain`.
     """
-    weights = changes.get("weights", "")
-    run = as_run(distil_from(weights) if run is None else run, Distil, changes)
+    if run is None:
+        run = distil_from(changes.get("weights", ""), changes.get("teacher", ""))
+    run = as_run(run, Distil, changes)
     teacher, answers = _taught_by(run)
     kind: Kind = teacher.module.card.label_kind
     videos = _videos(run, answers)
@@ -75,9 +76,15 @@ def distil(
     return Path(out)
 
 
-def distil_from(weights: str | Path) -> Distil:
-    """The shared recipe, for the encoder and the clips of these weights of the student."""
-    return distilling(finetune_from(weights))
+def distil_from(weights: str | Path, teacher: str | Path = "") -> Distil:
+    """The shared recipe, for the encoder and the clips of these weights of the student.
+
+    A student without any gets the clips of its teacher.
+    """
+    run = distilling(finetune_from(weights))
+    return (
+        run if weights or not teacher else changed(run, clip=classifier(teacher).module.card.clip)
+    )
 
 
 def _taught_by(run: Distil) -> tuple[Teacher, VideoList]:
