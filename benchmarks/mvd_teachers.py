@@ -161,7 +161,7 @@ def lost(work: Any, why: str) -> Any:
 
 
 def side_by_side(task: Any, items: list[Any], workers: int) -> list[Any]:
-    name = getattr(task, "__name__", "probe")
+    name = getattr(task, "func", task).__name__  # also of a task with settings
 
     def told(done: int, of: int) -> None:
         print(f"{name}: {done} of {of}", flush=True)

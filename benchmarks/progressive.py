@@ -91,7 +91,7 @@ class Work:
     @property
     def steps(self) -> int:
         """Updates of the run."""
-        steps = 1000 if self.name == PRETRAINING else ARMS[self.name].steps
+        steps = 2500 if self.name == PRETRAINING else ARMS[self.name].steps
         return max(2, round(self.scale * steps))
 
     @property
