@@ -11,21 +11,17 @@ thread; what is done is not done twice. Writes study.json and table.md.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mvd_teachers import mean_of, seconds_of, side_by_side
+from study import labs_of, mean_of, options, seconds_of, side_by_side, write
 
 from tubelet import verbs, zoo
-from tubelet.data import toy
 from tubelet.data.lists import VideoList, read_list
-from tubelet.data.loader import train_loader
 from tubelet.data.mix import Mixing
 from tubelet.data.remembered import Remembered
 from tubelet.demo import DemoConfig
@@ -118,17 +114,7 @@ def train(work: Work, labelled: int) -> None:
         task = Classify(model, mixing=run.mixing)
     dataset = Remembered(videos, lab.clips("train"), CLIP, seed=run.train.seed)
 
-    def batches(start_step: int) -> Any:
-        return train_loader(
-            dataset,
-            batch_size=run.train.batch_size,
-            micro_batch=derived.micro_batch,
-            seed=run.train.seed,
-            total_steps=derived.total_steps,
-            start_step=start_step,
-            workers=0,
-        )
-
+    batches = labs.batches_of(dataset, run, derived)
     card = Card(CLIP, known.classes, known.kind, to_dict(run))
     begun = (work.out / "metrics.jsonl").exists()
     fit(task, batches, run.train, derived, work.out, zoo.describe(model, card), resume=begun)
@@ -175,20 +161,12 @@ def report(found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="times the updates of every run")
     args = parser.parse_args()
     config = DemoConfig()
-    counts = {split: getattr(config, split) for split in toy.SPLITS}
     steps = {name: max(2, round(args.scale * n)) for name, n in STEPS.items()}
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    every = [Lab(args.out / f"seed-{seed}", CLIP) for seed in seeds]
-    for seed, lab in zip(seeds, every, strict=True):
-        lab.prepare(toy.Options(seed=seed), counts, args.workers, lambda done, of: None)
+    every = labs_of(args)
     small = replace(VIDEO, encoder=SMALL)
     starts = {START["large"]: VIDEO, START["small"]: small}
     begun = [Work(name, run, steps[name], lab) for name, run in starts.items() for lab in every]
@@ -205,9 +183,7 @@ def main() -> None:
     for work, score in zip(works, side_by_side(scored, works, args.workers), strict=True):
         found.setdefault(work.name, []).append(score)
     record = {"steps": steps, "labelled": config.labelled, "train": config.train, "results": found}
-    (args.out / "study.json").write_text(json.dumps(record, indent=1))
-    (args.out / "table.md").write_text(report(found))
-    print(report(found))
+    write(args.out, record, report(found))
 
 
 if __name__ == "__main__":

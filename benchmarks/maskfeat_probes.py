@@ -10,7 +10,6 @@ side by side, each on one thread; what is done is not done twice. Writes study.j
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mvd_teachers import mean_of, seconds_of, side_by_side
+from study import labs_of, mean_of, options, seconds_of, side_by_side, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet import zoo
 from tubelet.backbones.mvit import MViTShape
-from tubelet.data import toy
 from tubelet.data.sampling import rng_for
 from tubelet.demo import DemoConfig
 from tubelet.demo import lab as labs
@@ -130,27 +128,17 @@ def report(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument("--updates", type=int, default=1400, help="of VideoMAE")
     args = parser.parse_args()
     config = DemoConfig()
-    counts = {split: getattr(config, split) for split in toy.SPLITS}
-    lab_of = {
-        seed: Lab(args.out / f"seed-{seed}", CLIP)
-        for seed in range(args.first_seed, args.first_seed + args.seeds)
-    }
-    for seed, lab in lab_of.items():
-        lab.prepare(toy.Options(seed=seed), counts, args.workers, lambda done, of: None)
+    labs_ = labs_of(args)
     cost = {name: flops(run) for name, run in RUNS.items()}
     budget = args.updates * VIDEO.train.batch_size * cost["VideoMAE, ViT"]
     steps = {name: round(budget / cost[name] / run.train.batch_size) for name, run in RUNS.items()}
-    works = [Work(name, steps[name], lab) for name in RUNS for lab in lab_of.values()]
+    works = [Work(name, steps[name], lab) for name in RUNS for lab in labs_]
     side_by_side(train, works, args.workers)
-    every = [Work(name, 0, lab) for name in RANDOM for lab in lab_of.values()] + works
+    every = [Work(name, 0, lab) for name in RANDOM for lab in labs_] + works
     scores = side_by_side(functools.partial(probed, labelled=config.labelled), every, args.workers)
     found: dict[str, dict[str, Any]] = {}
     for work, score in zip(every, scores, strict=True):
@@ -160,9 +148,7 @@ def main() -> None:
         trained = [] if work.name in RANDOM else [seconds_of(work.out)]
         one["seconds"] = one.get("seconds", []) + trained
     record = {"config": asdict(config), "updates": args.updates, "results": found}
-    (args.out / "study.json").write_text(json.dumps(record, indent=1))
-    (args.out / "table.md").write_text(report(found))
-    print(report(found))
+    write(args.out, record, report(found))
 
 
 if __name__ == "__main__":

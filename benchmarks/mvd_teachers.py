@@ -22,17 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from study import mean_of, seconds_of, side_by_side, write
 
 from tubelet import zoo
-from tubelet.data.isolate import each
 from tubelet.demo import DemoConfig, demo
 from tubelet.demo import lab as labs
 from tubelet.demo.lab import LABELS, Lab
 from tubelet.demo.runs import BOTH, CLIP, IMAGE, NONE, TEACHER, VIDEO
-from tubelet.errors import TubeletError
 from tubelet.methods.run import Pretraining, changed
 from tubelet.model import MaskedModel
-from tubelet.probes.interval import student as interval
 from tubelet.train import checkpoint
 
 SMALL = {"width": 64, "depth": 2, "heads": 2}
@@ -138,43 +136,10 @@ def probed(work: Work, labelled: int) -> list[dict[str, Any]]:
     return found
 
 
-def seconds_of(run: Path) -> float:
-    """What the updates of a run took, by its log."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "clips_per_second" in row]
-    config = json.loads((run / "config.json").read_text())
-    clips = config["train"]["batch_size"]
-    steps = np.diff([0, *(row["step"] for row in rows)])
-    return float(
-        sum(clips * n / row["clips_per_second"] for n, row in zip(steps, rows, strict=True))
-    )
-
-
 def losses_of(run: Path) -> list[tuple[int, float]]:
     """(updates, loss) along a run."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["loss"]) for row in rows if "loss" in row]
-
-
-def lost(work: Any, why: str) -> Any:
-    raise TubeletError(f"The process of {work} was lost: {why}. Start again: it goes on.")
-
-
-def side_by_side(task: Any, items: list[Any], workers: int) -> list[Any]:
-    name = getattr(task, "func", task).__name__  # also of a task with settings
-
-    def told(done: int, of: int) -> None:
-        print(f"{name}: {done} of {of}", flush=True)
-
-    return each(task, items, workers=workers, lost=lost, timeout_seconds=1e5, progress=told)
-
-
-def mean_of(values: list[float]) -> str:
-    """Mean and, of several seeds, the half width of the 95 % interval (Student's t)."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return f"{mean:.1f}"
-    return f"{mean:.1f} ± {interval(values)[1] - mean:.1f}"
 
 
 def main() -> None:
@@ -215,12 +180,9 @@ def main() -> None:
         one["seconds"].append(seconds_of(work.out))
         one.setdefault("losses", []).append(losses_of(work.out))
     record = {"config": asdict(config), "results": results}
-    (args.out / "study.json").write_text(json.dumps(record, indent=1))
-    text = report(results)
-    (args.out / "table.md").write_text(text)
     draw_bars(results, args.out / "teachers.png")
     draw_curves(results, args.out / "masks.png")
-    print(text)
+    write(args.out, record, report(results))
 
 
 def last(results: dict[str, Any], name: str, label: str) -> list[float]:

@@ -12,7 +12,6 @@ study.json and table.md.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mvd_teachers import mean_of, seconds_of, side_by_side
+from study import labs_of, mean_of, options, seconds_of, side_by_side, write
 
 from tubelet import heads, zoo
 from tubelet.data import toy
@@ -201,19 +200,12 @@ def report(found: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2)
+    parser = options(__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="times the updates of every run")
     args = parser.parse_args()
     config = DemoConfig()
-    counts = {split: getattr(config, split) for split in toy.SPLITS}
-    seeds = range(args.first_seed, args.first_seed + args.seeds)
-    every = [Lab(args.out / f"seed-{seed}", CLIP) for seed in seeds]
-    for seed, lab in zip(seeds, every, strict=True):
-        lab.prepare(toy.Options(seed=seed), counts, args.workers, lambda done, of: None)
+    every = labs_of(args)
+    for lab in every:
         write_sets(lab)
     runs = [Work(name, lab, args.scale) for name in ARMS for lab in every]
     early = [work for work in runs if ARMS[work.name].weights == PRETRAINING]
@@ -228,9 +220,7 @@ def main() -> None:
         one["seconds"].append(seconds_of(work.out))
     merging = json.loads((every[0].folder / "merged" / "report.json").read_text())["counts"]
     record = {"config": asdict(config), "scale": args.scale, "merging": merging, "results": found}
-    (args.out / "study.json").write_text(json.dumps(record, indent=1))
-    (args.out / "table.md").write_text(report(found))
-    print(report(found))
+    write(args.out, record, report(found))
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from tubelet import zoo
 from tubelet.data import toy
+from tubelet.data.clips import Pack
 from tubelet.data.lists import VideoList, read_list
-from tubelet.data.loader import train_loader
+from tubelet.data.loader import TrainLoader, train_loader
 from tubelet.data.remembered import Remembered, decode_all
-from tubelet.methods.run import Pretraining, to_dict
+from tubelet.methods.run import Pretraining, Run, to_dict
 from tubelet.model import Card, MaskedModel
 from tubelet.probes.tune import Labelled, ProbeConfig, frozen_features, probe
 from tubelet.shapes import ClipSpec
@@ -28,7 +29,7 @@ from tubelet.targets.features import Features, Teacher
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.teachers import connect, load_teacher
 from tubelet.train import checkpoint
-from tubelet.train.config import derive
+from tubelet.train.config import Derived, derive
 from tubelet.train.loop import fit
 
 LABELS = {"what": toy.WHAT, "how": toy.HOW}
@@ -103,21 +104,26 @@ def train(lab: Lab, run: Pretraining, out: Path, *, stored: bool = True) -> None
         stored=views,
     )
 
-    def batches(start_step: int) -> Any:
-        return train_loader(
-            dataset,
-            batch_size=run.train.batch_size,
-            micro_batch=derived.micro_batch,
-            seed=run.train.seed,
-            total_steps=derived.total_steps,
-            start_step=start_step,
-            workers=0,
-            pack=run.pack,
-        )
-
     header = zoo.describe(model, Card(clip=run.clip, run=to_dict(run)))
     begun = newest is not None or (out / "metrics.jsonl").exists()
+    batches = batches_of(dataset, run, derived, run.pack)
     fit(Pretrain(model), batches, run.train, derived, out, header, resume=begun)
+
+
+def batches_of(
+    dataset: Remembered, run: Run, derived: Derived, pack: Pack | None = None
+) -> Callable[[int], TrainLoader]:
+    """The batches of clips in memory, from an update on: what the loop calls."""
+    return lambda start_step: train_loader(
+        dataset,
+        batch_size=run.train.batch_size,
+        micro_batch=derived.micro_batch,
+        seed=run.train.seed,
+        total_steps=derived.total_steps,
+        start_step=start_step,
+        workers=0,
+        pack=pack,
+    )
 
 
 def stored_features(
