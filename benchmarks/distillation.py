@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from study import labs_of, mean_of, options, seconds_of, side_by_side, write
 
-from tubelet import verbs, zoo
+from tubelet import stored, verbs
 from tubelet.data.lists import VideoList, read_list
 from tubelet.data.mix import Mixing
 from tubelet.data.remembered import Remembered
@@ -117,14 +117,14 @@ def train(work: Work, labelled: int) -> None:
     batches = labs.batches_of(dataset, run, derived)
     card = Card(CLIP, known.classes, known.kind, to_dict(run))
     begun = (work.out / "metrics.jsonl").exists()
-    fit(task, batches, run.train, derived, work.out, zoo.describe(model, card), resume=begun)
+    fit(task, batches, run.train, derived, work.out, stored.describe(model, card), resume=begun)
 
 
 @torch.no_grad()
 def scored(work: Work) -> dict[str, float]:
     """Percent of the test clips that are right, what training took, and the size of the network."""
     torch.set_num_threads(1)
-    model = zoo.load(work.out)
+    model = stored.load(work.out)
     assert isinstance(model, Classifier)
     how = work.lab.folder / "videos" / "test_how.csv"
     entries = read_list(how, labels_from=model.card.classes).entries

@@ -21,7 +21,7 @@ import torch
 from study import labs_of, mean_of, options, seconds_of, side_by_side, write
 from torch.utils.flop_counter import FlopCounterMode
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.backbones.mvit import MViTShape
 from tubelet.data.sampling import rng_for
 from tubelet.demo import DemoConfig
@@ -99,7 +99,7 @@ def probed(work: Work, labelled: int) -> dict[str, float]:
     record = work.out / "probes.json"
     if not record.exists():
         torch.manual_seed(work.run.train.seed)
-        model = work.run.model() if work.name in RANDOM else zoo.load(work.out)
+        model = work.run.model() if work.name in RANDOM else stored.load(work.out)
         assert isinstance(model, MaskedModel)
         found = labs.probes(work.lab, model, labelled)
         record.parent.mkdir(exist_ok=True)

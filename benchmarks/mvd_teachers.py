@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from study import mean_of, seconds_of, side_by_side, write
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.demo import DemoConfig, demo
 from tubelet.demo import lab as labs
 from tubelet.demo.lab import LABELS, Lab
@@ -127,7 +127,7 @@ def probed(work: Work, labelled: int) -> list[dict[str, Any]]:
         return json.loads(record.read_text())
     found = []
     for path in checkpoint.checkpoints(work.out):
-        model = zoo.load(path)
+        model = stored.load(path)
         assert isinstance(model, MaskedModel)
         scores = labs.probes(work.lab, model, labelled)
         step = int(checkpoint.read_header(path)["step"])

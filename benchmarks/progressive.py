@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from study import labs_of, mean_of, options, seconds_of, side_by_side, write
 
-from tubelet import heads, zoo
+from tubelet import heads, stored
 from tubelet.data import toy
 from tubelet.data.lists import read_list
 from tubelet.data.mix import Mixing
@@ -169,7 +169,7 @@ def scored(work: Work) -> dict[str, Any]:
     record = work.out / "score.json"
     if not record.exists():
         folder = work.lab.folder
-        model = zoo.load(work.out)
+        model = stored.load(work.out)
         assert isinstance(model, Classifier)
         model = heads.gathered(model, head_map(folder)) if ARMS[work.name].merged else model
         videos = read_list(folder / "sets/a_test.csv", labels_from=model.card.classes)

@@ -27,10 +27,11 @@ MAY_IMPORT = {
     "probes": NETWORKS | {"model"},
     # What draws results draws their intervals, which the probes' results have too.
     "analysis": NETWORKS | {"model", "data", "train", "probes"},
-    "zoo": NETWORKS | {"model", "interop", "methods", "train"},
-    "heads": NETWORKS | {"model", "zoo", "train"},
-    "teachers": NETWORKS | {"model", "interop", "zoo", "train"},
-    "plan": NETWORKS | {"model", "methods", "data", "train", "zoo"},
+    "stored": NETWORKS | {"model", "interop", "methods", "train"},
+    "zoo": NETWORKS | {"model", "interop", "methods", "stored"},
+    "heads": NETWORKS | {"model", "interop", "stored", "train"},
+    "teachers": NETWORKS | {"model", "interop", "stored"},
+    "plan": NETWORKS | {"model", "methods", "data", "train", "zoo", "stored"},
     "feature_cache": NETWORKS | {"model", "methods", "data", "train", "teachers"},
 }
 ABOVE = {"verbs", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tubelet import heads, zoo
+from tubelet import heads, stored, zoo
 from tubelet.backbones.vit import ViTShape
 from tubelet.data.lists import Entry, VideoList
 from tubelet.errors import TubeletError
@@ -43,7 +43,7 @@ def merged_model(classes: tuple[str, ...] = MERGED) -> Classifier:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    zoo.save(merged_model(), tmp_path / "k710.safetensors")
+    stored.save(merged_model(), tmp_path / "k710.safetensors")
     return tmp_path / "k710.safetensors"
 
 
@@ -65,7 +65,7 @@ def videos(*classes: str) -> VideoList:
 def carried(weights: Path, *classes: str, head_map: str = "") -> tuple[Classifier, Classifier]:
     """-> the classifier that a run with these classes begins with, and the one it is from."""
     run = Finetune(clip=CLIP, encoder=SHAPE, weights=str(weights), head="rows", head_map=head_map)
-    model, source = classifier_of(run, videos(*classes)), zoo.load(weights)
+    model, source = classifier_of(run, videos(*classes)), stored.load(weights)
     assert isinstance(source, Classifier)
     return model, source
 
@@ -94,14 +94,14 @@ def test_published_maps_are_numbers_alone(weights: Path, tmp_path: Path, text: s
     path.write_text(text)
     assert heads.read_head_map(path) == ((4, 2, 0), (), ())
     assert heads.target_classes(weights, path) == ("yoga", "hugging (not baby)", "bowling")
-    zoo.save(merged_model(tuple("01234")), weights)  # K710 as published has no names
+    stored.save(merged_model(tuple("01234")), weights)  # K710 as published has no names
     assert heads.target_classes(weights, path) == ("0", "1", "2")
     assert heads.rows_for(weights, ("0", "1", "2"), path) == (4, 2, 0)
 
 
 def test_a_new_head_keeps_nothing_but_the_encoder(weights: Path) -> None:
     run = Finetune(clip=CLIP, encoder=SHAPE, weights=str(weights))
-    model, source = classifier_of(run, videos("diving", "yoga")), zoo.load(weights)
+    model, source = classifier_of(run, videos("diving", "yoga")), stored.load(weights)
     assert torch.equal(model.fc_norm.weight, torch.ones(16))
     assert model.head.weight.abs().max() < 1e-3  # 0.02 times the published 0.001
     for name, value in source.backbone.state_dict().items():
@@ -111,7 +111,7 @@ def test_a_new_head_keeps_nothing_but_the_encoder(weights: Path) -> None:
 def test_gathered_answers_are_the_merged_ones_of_these_rows(
     weights: Path, head_map: Callable[..., str], tmp_path: Path
 ) -> None:
-    source = zoo.load(weights)
+    source = stored.load(weights)
     assert isinstance(source, Classifier)
     part = heads.gathered(source, head_map())
     clip = torch.rand(2, 3, 4, 16, 16)
@@ -119,8 +119,8 @@ def test_gathered_answers_are_the_merged_ones_of_these_rows(
         torch.testing.assert_close(part(clip), source(clip)[:, ROWS], rtol=0, atol=1e-6)
     assert (part.card.classes, part.num_classes, part.training) == (TARGET, 3, False)
     assert source.num_classes == 5
-    zoo.save(part, tmp_path / "k400.safetensors")
-    loaded = zoo.load(tmp_path / "k400.safetensors")
+    stored.save(part, tmp_path / "k400.safetensors")
+    loaded = stored.load(tmp_path / "k400.safetensors")
     assert loaded.card == part.card
     with torch.no_grad():
         assert torch.equal(loaded(clip), part(clip))
@@ -166,7 +166,7 @@ def test_classes_without_a_row_are_errors(weights: Path, head_map: Callable[...,
         heads.rows_for(weights, ("diving",), head_map())
     with pytest.raises(TubeletError, match="videos are known by number alone"):
         heads.rows_for(weights, ("0", "1"))
-    zoo.save(merged_model(tuple("01234")), weights)
+    stored.save(merged_model(tuple("01234")), weights)
     assert heads.rows_for(weights, tuple("01234")) == (0, 1, 2, 3, 4)  # the same set
     with pytest.raises(TubeletError, match="videos are known by number alone"):
         heads.rows_for(weights, ("0", "1"))
@@ -177,7 +177,7 @@ def test_classes_without_a_row_are_errors(weights: Path, head_map: Callable[...,
 def test_what_has_no_head_is_an_error_before_training(tmp_path: Path, weights: Path) -> None:
     pretrained = VideoMAE(clip=CLIP, encoder=SHAPE).model()
     pretrained.card = Card(CLIP, run={"type": "tubelet.methods.videomae:VideoMAE"})
-    zoo.save(pretrained, tmp_path / "pre.safetensors")
+    stored.save(pretrained, tmp_path / "pre.safetensors")
     run = Finetune(clip=CLIP, encoder=SHAPE, head="rows")
     with pytest.raises(TubeletError, match=r"pre.safetensors is a pretrained encoder.*--head new"):
         classifier_of(replace(run, weights=str(tmp_path / "pre.safetensors")), videos("a", "b"))

@@ -14,7 +14,7 @@ from small import write_video
 from torch import Tensor, nn
 
 import tubelet
-from tubelet import zoo
+from tubelet import stored
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
@@ -113,7 +113,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_of_ours_is_read_without_its_last_norm(world: Path) -> None:
     teacher = load_teacher(world / "video")
-    model = zoo.load(world / "video")
+    model = stored.load(world / "video")
     clip = torch.rand(2, 3, 4, 32, 32)
     expected = model.backbone(clip, layers=[1], norm=False).layers[0]
     torch.testing.assert_close(teacher(clip, 2), expected)
@@ -123,7 +123,7 @@ def test_a_run_of_ours_is_read_without_its_last_norm(world: Path) -> None:
 
 def test_a_run_of_images_sees_single_frames(world: Path) -> None:
     teacher = load_teacher(world / "image")
-    model = zoo.load(world / "image")
+    model = stored.load(world / "image")
     clip = torch.rand(1, 3, 4, 32, 32)
     each = [
         model.backbone(clip[:, :, i : i + 1], layers=[-1], norm=False).layers[0] for i in (0, 2)
@@ -294,7 +294,7 @@ def test_image_video_and_pixels(world: Path, tmp_path: Path) -> None:
     header = json.loads((tmp_path / "out/config.json").read_text())["header"]
     assert header["teachers"]["image"]["name"] == str(world / "image")
     assert header["teachers"]["video"]["digest"] == load_teacher(world / "video").digest
-    model = zoo.load(tmp_path / "out")
+    model = stored.load(tmp_path / "out")
     assert list(model.branches) == ["image", "video", "pixels"]
     assert not any("teacher" in name for name in model.state_dict())
 
@@ -312,7 +312,7 @@ def test_image_video_and_histograms_of_gradients(world: Path, tmp_path: Path) ->
     falls(rows, "loss", "image", "video", "hog")
     total = rows[-1]["image"] + rows[-1]["video"] + 0.5 * rows[-1]["hog"]
     assert rows[-1]["loss"] == pytest.approx(total, rel=1e-4)
-    assert list(zoo.load(tmp_path / "out").branches) == ["image", "video", "hog"]
+    assert list(stored.load(tmp_path / "out").branches) == ["image", "video", "hog"]
 
 
 def test_a_hugging_face_model_as_the_image_teacher(world: Path, tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_a_hugging_face_model_as_the_image_teacher(world: Path, tmp_path: Path) 
     video = load_teacher(world / "published.pth", **told)
     rows = learned(run, world, tmp_path / "out", video=video)
     falls(rows, "loss", "image", "video")
-    model = zoo.load(tmp_path / "out")
+    model = stored.load(tmp_path / "out")
     assert [model.branches[name].target.width for name in ("image", "video")] == [48, 32]
 
 

@@ -6,6 +6,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tubelet.stored import load
     from tubelet.verbs import (
         cache,
         distil,
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
         reconstruct,
         similarity,
     )
-    from tubelet.zoo import create, list_models, load
+    from tubelet.zoo import create, list_models
 
 __version__ = metadata.version("tubelet")
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
     "similarity",
 ]
 
-_HOMES = {"create": "zoo", "list_models": "zoo", "load": "zoo"}
+_HOMES = {"create": "zoo", "list_models": "zoo", "load": "stored"}
 
 
 def __getattr__(name: str) -> Any:

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.errors import TubeletError
+from tubelet.interop.found import NOTHING, Told
 from tubelet.model import Card, Classifier
 from tubelet.train import checkpoint
 
@@ -71,23 +72,25 @@ def read_head_map(path: str | Path) -> HeadMap:
     return head_map
 
 
-def target_classes(weights: str | Path, head_map: str | Path) -> tuple[str, ...]:
+def target_classes(
+    weights: str | Path, head_map: str | Path, told: Told = NOTHING
+) -> tuple[str, ...]:
     """The target set's class names in its order, as the map and the head of the weights say them.
 
     They are numbers where neither names them.
     """
-    return _resolved(_card(weights).classes, weights, head_map).classes
+    return _resolved(_card(weights, told).classes, weights, head_map).classes
 
 
 def rows_for(
-    weights: str | Path, classes: Sequence[str], head_map: str | Path = ""
+    weights: str | Path, classes: Sequence[str], head_map: str | Path = "", told: Told = NOTHING
 ) -> tuple[int, ...]:
     """The rows of the head in these weights for these classes: by the map, or else by their names.
 
     TubeletError for weights without a head, for a class without a row, and for numbered classes
     where only names could tell.
     """
-    card = _card(weights)
+    card = _card(weights, told)
     if head_map:
         found = _resolved(card.classes, weights, head_map)
         source, known = str(head_map), dict(zip(found.classes, found.rows, strict=True))
@@ -111,9 +114,11 @@ def rows_for(
     return tuple(known[name] for name in classes)
 
 
-def carry(model: Classifier, weights: str | Path, rows: Sequence[int]) -> None:
+def carry(
+    model: Classifier, weights: str | Path, rows: Sequence[int], told: Told = NOTHING
+) -> None:
     """Gives the model the norm before the head of these weights, and these rows of the head."""
-    found = checkpoint.load_weights(weights)
+    found = stored.opened(weights, told).weights
     kept = torch.tensor(rows)
     parts = {name: found[name] for name in PARTS}
     parts |= {name: parts[name][kept] for name in ("head.weight", "head.bias")}
@@ -142,13 +147,13 @@ def _parsed(text: str) -> Any:
     return found
 
 
-def _card(weights: str | Path) -> Card:
+def _card(weights: str | Path, told: Told) -> Card:
     """The card of a classifier with classes; a model without any is refused."""
-    header = checkpoint.read_header(weights)
-    card = zoo.card_of(header, weights)
+    header = stored.header_of(weights, told)
+    card = stored.card_of(header, weights)
     if header["kind"] != "classifier" or not card.classes:
         what = (
-            "a pretrained encoder" if header["kind"] == "pretraining" else "a model without classes"
+            "a model without classes" if header["kind"] == "classifier" else "a pretrained encoder"
         )
         raise TubeletError(
             f"{weights} is {what}: it has no head to take rows from. Pass a run that was fine-tuned "

@@ -33,6 +33,8 @@ class VideoModel(nn.Module):
 
     backbone: Backbone
     card = Card()
+    origin: Any = None  # what the file of others that it came from held beside it
+    report: Any = None  # of its load: what became of each tensor
 
     def forward_features(
         self, clip: Tensor, mask: Masks | Tensor | None = None, *, layout: Layout = "BCTHW"

@@ -10,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.positions import PositionKind, PositionMode
 from tubelet.backbones.vit import ViT
 from tubelet.errors import TubeletError
 from tubelet.interop import huggingface_teacher as huggingface
-from tubelet.interop import published
+from tubelet.interop.found import NOTHING, Told
 from tubelet.model import Classifier, MaskedModel
 from tubelet.targets.features import Features, Sees, Teacher
 from tubelet.targets.ids import Ids, PseudoLabels
-from tubelet.train.checkpoint import apply_weights
 
 
 def load_teacher(
@@ -38,9 +36,8 @@ def load_teacher(
     """A network by where it is -> a teacher; whatever does not fit is an error.
 
     Args:
-        source: a run folder or checkpoint of ours; a published file of VideoMAE, MVD or image MAE
-            (.pth, .pt, .bin, .safetensors, or DeepSpeed's folder); the local folder of a Hugging
-            Face model; or `./mine.py:function`, which returns a `Teacher`.
+        source: a run folder or checkpoint of ours; a published file (see `tubelet.load`); the local
+            folder of a Hugging Face model; or `./mine.py:function`, which returns a `Teacher`.
         positions: how an encoder of ours or a published one takes another size than the one
             that it was trained at; None: as it was trained, or by interpolation.
         position: kind of a published file's positions, where the file does not tell it.
@@ -49,54 +46,40 @@ def load_teacher(
         logits: what a fine-tuned run of ours says of its classes, not its encoder's features.
     """
     module, colon, function = str(source).rpartition(":")
-    told = {"position": position, "heads": heads, "trained": trained}
+    told = Told(position=position, heads=heads, trained=trained)
     if colon and module.endswith(".py"):
-        _untold(source, told)
+        _unasked(source, told.said())
         return _of_function(Path(module), function)
     path = Path(source)
     if not path.exists():
         raise TubeletError(
             f"There is no teacher at {source}. Expected a run's folder, a checkpoint, a file of "
-            f"published weights ({', '.join(published.SUFFIXES)}), the local folder of a Hugging Face "
-            "model, or ./mine.py:function."
+            "published weights, the local folder of a Hugging Face model, or ./mine.py:function."
         )
-    if logits and not _is_published(path) and not huggingface.is_folder(path):
-        _untold(source, told)
-        return _of_classes(path)
-    if _is_published(path):
-        encoder: Backbone = published_encoder(path, **told)
-    else:
-        _untold(source, told)
-        if path.is_dir() and huggingface.is_folder(path):
-            return huggingface.load_folder(path)
-        encoder, _ = zoo.encoder_of(path)
+    if path.is_dir() and huggingface.is_folder(path):
+        _unasked(source, told.said())
+        return huggingface.load_folder(path)
+    if logits:
+        return _of_classes(path, told)
+    encoder, _ = stored.encoder_of(path, told=told)
     if isinstance(encoder, ViT):
         encoder.positions.mode = positions or encoder.positions.mode
     elif positions is not None:
-        _untold(source, {"positions": positions})
+        _unasked(source, {"positions": positions})
     return teacher_of(encoder, name=str(source))
 
 
-def _untold(source: str | Path, told: Mapping[str, Any]) -> None:
-    given = [name for name, value in told.items() if value is not None]
-    if given:
+def _unasked(source: str | Path, said: Mapping[str, Any]) -> None:
+    if said:
         raise TubeletError(
-            f"{source} says its {' and '.join(given)} itself: leave {'that' if len(given) == 1 else 'them'} "
+            f"{source} says its {' and '.join(said)} itself: leave {'that' if len(said) == 1 else 'them'} "
             "out. They are for published files, which do not."
         )
 
 
-def published_encoder(path: Path, **told: Any) -> ViT:
-    """A published file -> its encoder, without the last norm; see `published.read_encoder`."""
-    found = published.read_encoder(path, **told)
-    vit = ViT(found.shape, trained=found.trained, in_chans=found.in_chans, final_norm=False)
-    apply_weights(vit, found.weights, path)
-    return vit
-
-
-def _of_classes(path: Path) -> Teacher:
+def _of_classes(path: Path, told: Told) -> Teacher:
     """A run that was fine-tuned on single labels -> a teacher that gives its logits."""
-    found = classifier(path)
+    found = classifier(path, told)
     kind = found.module.card.label_kind
     if kind != "single":
         raise TubeletError(
@@ -106,16 +89,11 @@ def _of_classes(path: Path) -> Teacher:
     return found
 
 
-def classifier(source: str | Path) -> Teacher:
-    """A fine-tuned run of ours -> a teacher that gives its outputs before softmax or sigmoid,
+def classifier(source: str | Path, told: Told = NOTHING) -> Teacher:
+    """A fine-tuned model -> a teacher that gives its outputs before softmax or sigmoid,
     [B,outputs] a clip or frame; its `module` is the `Classifier`, with its card."""
     path = Path(source)
-    if path.exists() and _is_published(path):
-        raise TubeletError(
-            f"{path} holds weights of others, of which only encoders are read: pass a run's folder or "
-            "a checkpoint of `tubelet finetune`."
-        )
-    model = zoo.load(path)
+    model = stored.load(path, told=told)
     if not isinstance(model, Classifier):
         raise TubeletError(
             f"{path} was pretrained and has no classes to learn from: pass a run that was fine-tuned, "
@@ -153,19 +131,6 @@ def _sees(encoder: Backbone) -> Sees:
 
 def _block(encoder: Backbone, x: Tensor, layer: int) -> Tensor:
     return encoder(x, layers=[layer], norm=False).layers[0]
-
-
-def _is_published(path: Path) -> bool:
-    """Whether these are the weights of others; ours are safetensors with a header."""
-    if path.is_dir():
-        return (path / published.DEEPSPEED).is_file()
-    if path.suffix != ".safetensors":
-        return path.suffix in published.SUFFIXES
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "tubelet" not in (file.metadata() or {})
-    except (OSError, SafetensorError):
-        return False  # the reader of ours says what is wrong
 
 
 def _of_function(file: Path, function: str) -> Teacher:

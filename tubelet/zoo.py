@@ -1,30 +1,27 @@
-"""Making models by name and from files: `create`, `load`."""
+"""Making models by name: `create`, `list_models`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
+from tubelet import stored
 from tubelet.backbones import Encoder
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MVIT_BASE, MVIT_LARGE, MVIT_SMALL
 from tubelet.errors import TubeletError
-from tubelet.methods.records import value_of
+from tubelet.interop.found import Told
 from tubelet.methods.run import (
     Pretraining,
     changed,
     find,
-    from_dict,
     named_runs,
-    record,
     to_dict,
 )
-from tubelet.model import Card, Classifier, MaskedModel, VideoModel
+from tubelet.model import Card, Classifier, VideoModel
 from tubelet.shapes import ClipSpec
-from tubelet.train import checkpoint
 
 SIZES = ("small", "base", "large", "huge")
 ALIAS = re.compile(
@@ -58,6 +55,7 @@ def create(
     std: tuple[float, ...] = (),
     drop_path_rate: float = 0.0,
     checkpoint_path: str | Path = "",
+    allow_missing: Sequence[str] = (),
 ) -> VideoModel:
     """A new model by name, with the published initialisation; or with the weights of a file.
 
@@ -85,8 +83,8 @@ def create(
         model = (changed(run, drop_path=drop_path_rate) if drop_path_rate else run).model()
         model.card = Card(clip=clip, run=to_dict(run))
     if checkpoint_path:
-        weights = checkpoint.load_weights(Path(checkpoint_path))
-        checkpoint.apply_weights(model, weights, checkpoint_path)
+        told = Told(allow_missing=tuple(allow_missing))
+        stored.fill(model, stored.opened(checkpoint_path), told, checkpoint_path)
     return model
 
 
@@ -110,104 +108,6 @@ def _known(name: str) -> tuple[Pretraining, bool]:
     return run, name in MVITS or (match is not None and match[1] == "vit")
 
 
-def load(path: str | Path) -> VideoModel:
-    """A run folder or checkpoint -> its model, in eval mode, with `card` telling how to use it.
-
-    A pretraining run gives a `MaskedModel`, a fine-tuned one a `Classifier`.
-    """
-    header = checkpoint.read_header(Path(path))
-    card = card_of(header, path)
-    if header["kind"] == "pretraining":
-        run = cast(Pretraining, from_dict(header["run"]))
-        model: VideoModel = run.model()
-    else:
-        model = Classifier(_encoder(header["backbone"]), header["outputs"])
-    checkpoint.apply_weights(model, checkpoint.load_weights(Path(path)), path)
-    model.card = card
-    return model.eval()
-
-
-def save(model: VideoModel, path: str | Path) -> None:
-    """A model with its card -> a file of weights that `load` reads, and every verb."""
-    weights = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    header = describe(model, model.card)
-    checkpoint.replace_file(
-        Path(path), lambda begun: checkpoint.write_weights(begun, weights, header)
-    )
-
-
-def encoder_shape(path: str | Path) -> tuple[Encoder, int]:
-    """A checkpoint -> the shape of its encoder, and its channels."""
-    header = checkpoint.read_header(Path(path))
-    card_of(header, path)  # an error where this was not written by tubelet
-    described = header["backbone"]
-    return value_of(Encoder, described["shape"], "backbone"), described["in_chans"]
-
-
-def encoder_of(
-    path: str | Path,
-    *,
-    drop_path: float = 0.0,
-    shape: Encoder | None = None,
-    trained: tuple[int, int, int] | None = None,
-) -> tuple[Backbone, Card]:
-    """A checkpoint -> its encoder for fine-tuning, and its card.
-
-    Left out, as published: decoders, heads, the mask token and the last LayerNorm of a
-    pretrained encoder.
-    `shape`, `trained`: make it with other pooling, or for other clips (frames, height, width);
-    learned relative positions are resized.
-    """
-    header = checkpoint.read_header(Path(path))
-    card = card_of(header, path)
-    described = dict(header["backbone"])
-    if shape is not None:
-        described["shape"] = asdict(shape)
-    described["trained"] = trained or described["trained"]
-    encoder = _encoder(described, drop_path=drop_path)
-    weights = {
-        name.removeprefix("backbone."): value
-        for name, value in checkpoint.load_weights(Path(path)).items()
-        if name.startswith("backbone.")
-        and not name.startswith(("backbone.norm.", "backbone.mask_token"))
-    }
-    checkpoint.apply_weights(encoder, encoder.fitted(weights), path)
-    return encoder, card
-
-
-def describe(model: VideoModel, card: Card) -> dict[str, Any]:
-    """What a checkpoint's header says, so that `load` can make the model again."""
-    backbone = model.backbone
-    return {
-        "kind": "pretraining" if isinstance(model, MaskedModel) else "classifier",
-        "backbone": {
-            "shape": asdict(backbone.shape),
-            "trained": list(backbone.trained),
-            "in_chans": backbone.in_chans,
-        },
-        "outputs": model.num_classes if isinstance(model, Classifier) else 0,
-        "clip": asdict(card.clip),
-        "classes": list(card.classes),
-        "label_kind": card.label_kind,
-        "run": card.run,
-    }
-
-
-def card_of(header: Mapping[str, Any], path: str | Path) -> Card:
-    """A checkpoint's header -> the card of its model."""
-    missing = [key for key in ("kind", "backbone", "outputs", "clip") if key not in header]
-    if missing:
-        raise TubeletError(
-            f"{path} has no {' and '.join(missing)} in its header: it was not written by tubelet."
-        )
-    return Card(
-        clip=record(ClipSpec, header["clip"]),
-        classes=tuple(header.get("classes", ())),
-        label_kind=header.get("label_kind", "unlabelled"),
-        run=header.get("run", {}),
-    )
-
-
 def new_encoder(shape: Encoder, clip: ClipSpec, *, drop_path: float = 0.0) -> Backbone:
     """An encoder to be trained with labels from scratch, initialised as published for that."""
     return shape.build(
@@ -216,17 +116,5 @@ def new_encoder(shape: Encoder, clip: ClipSpec, *, drop_path: float = 0.0) -> Ba
         drop_path=drop_path,
         final_norm=False,
         init="normal",
-        masked=False,
-    )
-
-
-def _encoder(described: Mapping[str, Any], *, drop_path: float = 0.0) -> Backbone:
-    """The encoder that a header describes, for whole clips and without a last norm."""
-    shape: Encoder = value_of(Encoder, described["shape"], "backbone")
-    return shape.build(
-        trained=tuple(described["trained"]),
-        in_chans=described["in_chans"],
-        drop_path=drop_path,
-        final_norm=False,
         masked=False,
     )

@@ -10,7 +10,7 @@ import pytest
 from small import write_video
 
 import tubelet as library
-from tubelet import heads, zoo
+from tubelet import heads, stored
 from tubelet.cli import main
 from tubelet.data.lists import read_list
 from tubelet.errors import TubeletError
@@ -239,7 +239,7 @@ def test_a_merged_model_is_scored_on_one_set(trained: Path) -> None:
         main(["evaluate", "runs/merged", "two.csv", *MAP, "--workers", "0", "--out", "found"]) == 0
     )
     assert json.loads(Path("found/evaluation.json").read_text())["videos"] == 4
-    part = heads.gathered(zoo.load("runs/merged"), "merged/maps/two.json")  # pyright: ignore[reportArgumentType]
-    zoo.save(part, "two.safetensors")
+    part = heads.gathered(stored.load("runs/merged"), "merged/maps/two.json")  # pyright: ignore[reportArgumentType]
+    stored.save(part, "two.safetensors")
     again = library.evaluate("two.safetensors", "two.csv", config)
     assert again.scores.equal(result.scores)

@@ -19,12 +19,12 @@ from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.methods.distil import MATCHING
 from tubelet.model import Card, Classifier
 from tubelet.shapes import Batch, ClipSpec
+from tubelet.stored import describe
 from tubelet.targets.features import Teacher
 from tubelet.tasks.distil import Distil
 from tubelet.train import parallel
 from tubelet.train.config import Derived, TrainConfig, derive
 from tubelet.train.loop import fit
-from tubelet.zoo import describe
 
 SIZE, OUTPUTS, FRAMES, SIDE = 8, 3, 4, 16
 SPEC = ClipSpec(num_frames=FRAMES, size=(SIDE, SIDE))

@@ -29,13 +29,13 @@ from tubelet.methods.mvd import EMA, MVD, Distilled
 from tubelet.methods.run import changed, to_dict
 from tubelet.model import Card, MaskedModel
 from tubelet.shapes import Batch, ClipSpec
+from tubelet.stored import describe
 from tubelet.targets.features import Teacher
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.teachers import connect, teacher_of
 from tubelet.train import parallel
 from tubelet.train.config import Derived, TrainConfig, derive
 from tubelet.train.loop import fit
-from tubelet.zoo import describe
 
 SIZE = 4  # videos per update
 NET = ViTShape(32, 2, 2, patch=4, position="sincos_3d")

@@ -19,10 +19,10 @@ from torch import nn
 
 import tubelet
 from tubelet.model import MaskedModel
+from tubelet.stored import encoder_of
 from tubelet.targets.ema import Bootstrap
 from tubelet.targets.features import Features
 from tubelet.train import checkpoint, parallel
-from tubelet.zoo import encoder_of
 
 AVERAGE = "branches.video.target.network."
 SCRIPT = Path(distil.__file__)

@@ -18,6 +18,7 @@ from tubelet.cli.parsing import (
     options_of,
     parse_as_the_run,
     say,
+    told_options,
 )
 
 
@@ -31,7 +32,8 @@ def embed(args: list[str]) -> int:
         return options_of(
             "Embed",
             EmbedConfig(),
-            ("run", option(str, "Run folder or checkpoint.", Given)),
+            ("run", option(str, "Run folder, checkpoint, or weights of others.", Given)),
+            told_options(),
             ("videos", option(tuple[str, ...], "Videos, folders or lists.", Given)),
             ("out", option(Path, "Folder for the files.")),
             ("clip", Annotated[ClipSpec, tyro.conf.arg(name="")], clip),
@@ -42,12 +44,18 @@ def embed(args: list[str]) -> int:
     started = time.monotonic()
     with bar("embedding", "videos") as shown:
 
-        def told(done: float, of: int, windows: int) -> None:
+        def moved(done: float, of: int, windows: int) -> None:
             if shown is not None:
                 shown(done, of, f"{windows / (time.monotonic() - started):.1f} windows/s")
 
         result = verbs.embed(
-            job.run, list(job.videos), out=job.out, config=job.config, clip=job.clip, progress=told
+            job.run,
+            list(job.videos),
+            out=job.out,
+            config=job.config,
+            clip=job.clip,
+            told=job.told,
+            progress=moved,
         )
     if first_process() or result.exit_code:  # each process tells of its part
         Console().print(result.table())

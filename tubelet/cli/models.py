@@ -17,6 +17,7 @@ from tubelet.cli.parsing import (
     options_of,
     parse,
     parse_as_the_run,
+    told_options,
 )
 from tubelet.errors import TubeletError
 
@@ -30,7 +31,8 @@ def evaluate(args: list[str]) -> int:
         return options_of(
             "Evaluate",
             config,
-            ("run", option(str, "Run folder or checkpoint.", Given)),
+            ("run", option(str, "Run folder, checkpoint, or weights of others.", Given)),
+            told_options(),
             ("data", option(str, "Labelled folder or list.", Given)),
             ("root", option(str, "Joined in front of relative paths."), ""),
             ("label_column", option(str, "Of a csv or jsonl, where it is not called label."), ""),
@@ -48,6 +50,7 @@ def evaluate(args: list[str]) -> int:
             job.config,
             root=job.root,
             split=job.split,
+            told=job.told,
             label_column=job.label_column,
             head_map=job.head_map,
             progress=progress,
@@ -69,14 +72,15 @@ def predict(args: list[str]) -> int:
     kind = options_of(
         "Predict",
         PredictConfig(),
-        ("run", option(str, "Run folder or checkpoint.", Given)),
+        ("run", option(str, "Run folder, checkpoint, or weights of others.", Given)),
+        told_options(),
         ("videos", option(tuple[str, ...], "Videos, folders or lists.", Given)),
         ("out", option(Path | None, "Write a .json or .csv file."), None),
     )
     job: Any = parse(kind, args, "predict", "Windows of one clip each, from start to end.")
     with bar("predicting", "seconds") as progress:
-        told = progress and (lambda _path, done, of: progress(done, of))
-        result = verbs.predict(job.run, list(job.videos), job.config, progress=told)
+        shown = progress and (lambda _path, done, of: progress(done, of))
+        result = verbs.predict(job.run, list(job.videos), job.config, told=job.told, progress=shown)
     Console().print(result.table())
     if job.out is not None:
         result.write(job.out)
@@ -94,6 +98,7 @@ def reconstruct(args: list[str]) -> int:
             "Reconstruct",
             config,
             ("run", option(str, "Run folder or checkpoint of pretraining.", Given)),
+            told_options(),
             ("videos", option(tuple[str, ...], "Videos.", Given)),
             ("out", option(Path, "Folder for the pictures."), Path("reconstructions")),
         )
@@ -109,7 +114,7 @@ def reconstruct(args: list[str]) -> int:
             f"Several videos are called {', '.join(same)}, and their pictures would overwrite one "
             "another: draw them into different folders, with --out."
         )
-    model, name = verbs.masked_model(job.run), Path(job.run).name
+    model, name = verbs.masked_model(job.run, job.told), Path(job.run).name
     for video in job.videos:
         made = verbs.reconstruct(model, video, out=job.out, config=job.config, name=name)
         print(made.strip, *([made.animation] if made.animation else []), sep="\n")
@@ -127,7 +132,8 @@ def similarity(args: list[str]) -> int:
         return options_of(
             "Similarity",
             SimilarityConfig(),
-            ("run", option(str, "Run folder or checkpoint.", Given)),
+            ("run", option(str, "Run folder, checkpoint, or weights of others.", Given)),
+            told_options(),
             ("videos", option(tuple[str, ...], "Videos, folders or lists.", Given)),
             ("others", Annotated[tuple[str, ...], others], ()),
             ("out", option(Path, "Folder for the picture and numbers."), Path("similarity")),
@@ -141,7 +147,7 @@ def similarity(args: list[str]) -> int:
             "No videos were given. Expected one or more, after the model and before --with: "
             "tubelet similarity RUN VIDEO --with OTHER."
         )
-    models = verbs.compared([job.run, *job.others])
+    models = verbs.compared([job.run, *job.others], job.told)
     # Once more, with the clips of the models as defaults.
     job = parse(options(verbs.compared_clip(models)), args, "similarity", about)
     with bar("comparing", "videos") as progress:

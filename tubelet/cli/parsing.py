@@ -35,11 +35,10 @@ def parse_as_the_run(
     refine: Callable[[Any], Any],
 ) -> Any:
     """Parses twice: first to know the run, then with the defaults that its checkpoint names."""
-    from tubelet.train import checkpoint
-    from tubelet.zoo import card_of
+    from tubelet import stored
 
     job: Any = parse(options(default), args, verb, about)
-    card = card_of(checkpoint.read_header(job.run), job.run)
+    card = stored.card_of(stored.header_of(job.run, job.told), job.run)
     return parse(options(refine(card)), args, verb, about)
 
 
@@ -47,6 +46,13 @@ def options_of(name: str, config: Any, *fields: tuple[Any, ...]) -> type:
     """Options of a verb: its own, then those of a config, with this config's values as defaults."""
     flat = Annotated[type(config), tyro.conf.arg(name="")]
     return dataclasses.make_dataclass(name, [*fields, ("config", flat, config)], frozen=True)
+
+
+def told_options() -> tuple[str, Any, Any]:
+    """The field of options that say what weights of others do not say of themselves."""
+    from tubelet.interop.found import NOTHING, Told
+
+    return ("told", Annotated[Told, tyro.conf.arg(name="")], NOTHING)
 
 
 def option(kind: Any, text: str, *more: Any) -> Any:

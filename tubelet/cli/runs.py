@@ -121,7 +121,7 @@ def finetune(args: list[str]) -> int:
     text = "Supervised fine-tuning. `tubelet list` shows the named runs."
 
     def begin(run: Finetune) -> Run:
-        return verbs.finetune_from(run.weights)
+        return verbs.finetune_from(run.weights, run.told)
 
     return _classifier(args, Finetune, begin, verbs.finetune, text)
 
@@ -134,7 +134,7 @@ def distil(args: list[str]) -> int:
     text = "Training on the answers of a fine-tuned model. `tubelet list` shows runs."
 
     def begin(run: Distil) -> Run:
-        return verbs.distil_from(run.weights, run.teacher)
+        return verbs.distil_from(run.weights, run.teacher, run.told, run.teacher_told)
 
     return _classifier(args, Distil, begin, verbs.distil, text)
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet import zoo
 from tubelet.data import toy
 from tubelet.data.clips import Pack
 from tubelet.data.lists import VideoList, read_list
@@ -25,6 +24,7 @@ from tubelet.methods.run import Pretraining, Run, to_dict
 from tubelet.model import Card, MaskedModel
 from tubelet.probes.tune import Labelled, ProbeConfig, frozen_features, probe
 from tubelet.shapes import ClipSpec
+from tubelet.stored import describe
 from tubelet.targets.features import Features, Teacher
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.teachers import connect, load_teacher
@@ -104,7 +104,7 @@ def train(lab: Lab, run: Pretraining, out: Path, *, stored: bool = True) -> None
         stored=views,
     )
 
-    header = zoo.describe(model, Card(clip=run.clip, run=to_dict(run)))
+    header = describe(model, Card(clip=run.clip, run=to_dict(run)))
     begun = newest is not None or (out / "metrics.jsonl").exists()
     batches = batches_of(dataset, run, derived, run.pack)
     fit(Pretrain(model), batches, run.train, derived, out, header, resume=begun)

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.analysis import demo_picture
 from tubelet.data import toy
 from tubelet.data.isolate import cpu_cores, each
@@ -163,7 +163,7 @@ def _picture(
     picture = out / "demo.png"
     clips = sorted((folder / "videos" / "test").glob("*.mp4"))[:3]
     titles = [_title(folder / "videos", path) for path in clips]
-    model = zoo.load(runs["video teacher"])
+    model = stored.load(runs["video teacher"])
     assert isinstance(model, MaskedModel)
     bars = {e: {k: v.accuracies for k, v in of.items()} for e, of in scores.items()}
     chance = {label: 1 / len(names) for label, names in LABELS.items()}

@@ -61,11 +61,36 @@ def with_tables(
     return found
 
 
+JOINED = "attn.qkv.bias"
+
+
+def key_bias(joined: str) -> str:
+    """The name under which the keys' part of a joined bias is kept for the way back."""
+    return joined.removesuffix("qkv.bias") + "k_bias"
+
+
+def join_biases(
+    state: Mapping[str, Tensor], kept: Mapping[str, Tensor], *, always: bool = False
+) -> dict[str, Tensor]:
+    """`q_bias` and `v_bias` [D] -> `qkv.bias` [3D] of a 12-key block, where the keys' part was kept;
+    `always`: with zeros for keys where it was not."""
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        joined = name.replace("attn.q_bias", JOINED).replace("attn.v_bias", JOINED)
+        keys = kept.get(key_bias(joined))
+        if joined == name or (keys is None and not always):
+            found[name] = value
+        elif name.endswith("q_bias"):
+            keys = torch.zeros_like(value) if keys is None else keys.to(value.dtype)
+            found[joined] = torch.cat([value, keys, state[name.replace("q_bias", "v_bias")]])
+    return found
+
+
 def split_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`qkv.bias` [3D] of a 12-key block -> q_bias and v_bias [D]; the keys' part is left out."""
     found: dict[str, Tensor] = {}
     for name, value in state.items():
-        if name.endswith("attn.qkv.bias"):
+        if name.endswith(JOINED):
             q, _, v = value.chunk(3)
             block = name.removesuffix("qkv.bias")
             found |= {f"{block}q_bias": q.clone(), f"{block}v_bias": v.clone()}
@@ -76,12 +101,4 @@ def split_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def join_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse, with zeros for the keys."""
-    found: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.endswith("attn.q_bias"):
-            v = state[f"{name.removesuffix('q_bias')}v_bias"]
-            joined = torch.cat([value, torch.zeros_like(value), v])
-            found[f"{name.removesuffix('q_bias')}qkv.bias"] = joined
-        elif not name.endswith("attn.v_bias"):
-            found[name] = value
-    return found
+    return join_biases(state, {}, always=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from tubelet.data.mix import Mixing
 from tubelet.errors import TubeletError
+from tubelet.interop.found import NOTHING, Told
 from tubelet.methods.finetune import Finetune
 from tubelet.methods.run import Flat, changed
 
@@ -26,7 +27,8 @@ class Distil(Finetune):
 
     verb = "distil"
     teacher: str = ""
-    """Fine-tuned classifier to learn from: a run folder or checkpoint."""
+    """Fine-tuned classifier to learn from: a run folder, a checkpoint, or a file of others."""
+    teacher_told: Told = NOTHING
     temperature: float = 1.0
     """Divides the logits of both: above 1, the small probabilities of the teacher count more."""
     labels: bool = True

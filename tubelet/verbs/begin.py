@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.data.clips import ClipDataset, Pack
 from tubelet.data.lists import Source, VideoList, read_list, splits_of
 from tubelet.data.loader import TrainLoader, train_loader
@@ -69,7 +69,7 @@ def split_of(data: Source, *wanted: str) -> str | None:
 def header_of(model: VideoModel, card: Card, videos: VideoList) -> dict[str, Any]:
     """What the checkpoint says; the list too, so that resuming on another one is noticed."""
     listed = {"videos": len(videos), "fingerprint": videos.fingerprint()}
-    return {**zoo.describe(model, card), "list": listed}
+    return {**stored.describe(model, card), "list": listed}
 
 
 def same_teachers(out: Path, teachers: Mapping[str, Mapping[str, str]]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tubelet import zoo
+from tubelet import stored
 from tubelet.analysis import similarity as analysis
 from tubelet.analysis.similarity import Similarity, SimilarityConfig
 from tubelet.backbones.backbone import Backbone
 from tubelet.errors import TubeletError
+from tubelet.interop.found import NOTHING, Told
 from tubelet.shapes import ClipSpec
 from tubelet.targets.features import Teacher
 from tubelet.tasks.windows import paths_of
@@ -50,9 +51,12 @@ def similarity(
     return result
 
 
-def compared(models: Sequence[str | Path | Teacher]) -> dict[str, Teacher]:
-    """Models to compare, loaded, by names that tell them apart: the ends of their paths."""
-    loaded = [m if isinstance(m, Teacher) else load_teacher(m) for m in models]
+def compared(models: Sequence[str | Path | Teacher], told: Told = NOTHING) -> dict[str, Teacher]:
+    """Models to compare, loaded, by names that tell them apart: the ends of their paths.
+
+    `told`: of those that are files of others; see `tubelet.load`.
+    """
+    loaded = [m if isinstance(m, Teacher) else _loaded(m, told) for m in models]
     parts = [Path(teacher.name).parts for teacher in loaded]
     if len(set(parts)) < len(parts):
         same = next(teacher.name for teacher in loaded if parts.count(Path(teacher.name).parts) > 1)
@@ -61,6 +65,12 @@ def compared(models: Sequence[str | Path | Teacher]) -> dict[str, Teacher]:
     names = [["/".join(part[-length:]) for part in parts] for length in range(1, most + 1)]
     distinct = next((ends for ends in names if len(set(ends)) == len(ends)), [])
     return dict(zip(distinct, loaded, strict=True))
+
+
+def _loaded(model: str | Path, told: Told) -> Teacher:
+    foreign = Path(model).exists() and not stored.is_ours(Path(model))
+    said = {n: v for n, v in told.said().items() if n in ("position", "heads", "trained")}
+    return load_teacher(model, **(said if foreign else {}))
 
 
 def compared_clip(models: Mapping[str, Teacher]) -> ClipSpec:
@@ -78,7 +88,7 @@ def _trained_on(model: Teacher) -> ClipSpec:
     frames, *size = usual.num_frames, *usual.size
     if isinstance(model.module, Backbone):
         with contextlib.suppress(TubeletError):  # weights of others name no clip
-            return zoo.card_of(checkpoint.read_header(model.name), model.name).clip
+            return stored.card_of(checkpoint.read_header(model.name), model.name).clip
         frames, *size = model.module.trained
     frames = 1 if model.sees == "frames" else model.num_frames or frames
     return replace(usual, num_frames=frames, size=model.size or (size[0], size[1]))

@@ -11,6 +11,7 @@ import torch
 
 from tubelet.data.lists import Entry, VideoList, read_list
 from tubelet.errors import TubeletError
+from tubelet.interop.found import NOTHING, Told
 from tubelet.methods.distil import Distil, distilling
 from tubelet.methods.run import changed, to_dict
 from tubelet.model import Card
@@ -46,7 +47,8 @@ def distil(
     Other arguments and errors: see `pretrain`.
     """
     if run is None:
-        run = distil_from(changes.get("weights", ""), changes.get("teacher", ""))
+        names = ("weights", "teacher", "told", "teacher_told")
+        run = distil_from(**{name: changes[name] for name in names if name in changes})
     run = as_run(run, Distil, changes)
     teacher, answers = _taught_by(run)
     kind: Kind = teacher.module.card.label_kind
@@ -76,15 +78,21 @@ def distil(
     return Path(out)
 
 
-def distil_from(weights: str | Path, teacher: str | Path = "") -> Distil:
+def distil_from(
+    weights: str | Path = "",
+    teacher: str | Path = "",
+    told: Told = NOTHING,
+    teacher_told: Told = NOTHING,
+) -> Distil:
     """The shared recipe, for the encoder and the clips of these weights of the student.
 
-    A student without any gets the clips of its teacher.
+    A student without any gets the clips of its teacher. `told`, `teacher_told`: of files of others;
+    see `tubelet.load`.
     """
-    run = distilling(finetune_from(weights))
-    return (
-        run if weights or not teacher else changed(run, clip=classifier(teacher).module.card.clip)
-    )
+    run = distilling(finetune_from(weights, told))
+    if weights or not teacher:
+        return run
+    return changed(run, clip=classifier(teacher, teacher_told).module.card.clip)
 
 
 def _taught_by(run: Distil) -> tuple[Teacher, VideoList]:
@@ -93,7 +101,7 @@ def _taught_by(run: Distil) -> tuple[Teacher, VideoList]:
         raise TubeletError(
             "The teacher is missing: pass --teacher with a fine-tuned run's folder or a checkpoint."
         )
-    teacher = classifier(run.teacher)
+    teacher = classifier(run.teacher, run.teacher_told)
     card: Card = teacher.module.card
     _sees_the_clips(teacher, card, run)
     numbers = card.label_kind == "regression"

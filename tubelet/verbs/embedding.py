@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tubelet import zoo
+from tubelet import stored
+from tubelet.interop.found import NOTHING, Told
 from tubelet.model import VideoModel
 from tubelet.shapes import ClipSpec
 from tubelet.tasks import embed as embedding
@@ -20,19 +21,21 @@ def embed(
     out: str | Path | None = None,
     config: EmbedConfig | None = None,
     clip: ClipSpec | None = None,
+    told: Told = NOTHING,
     progress: Progress | None = None,
 ) -> Embeddings:
     """Features [windows, D] of videos; see `tubelet.tasks.embed`.
 
     Args:
-        weights: a run's folder, a checkpoint, or a model: a classifier or a pretrained one.
+        weights: a run's folder, a checkpoint, a file of others (`told`: see `load`), or a model: a
+            classifier or a pretrained one.
         videos: a video, a folder, a list, or several of these.
         out: folder for a file of each video; None: they are returned in memory. Under torchrun
             each process makes a part of the files, and returns what became of its part.
         clip: how windows are cut; None: as the model was trained.
         progress: called with (videos done, videos in all, windows so far).
     """
-    model = weights if isinstance(weights, VideoModel) else zoo.load(weights)
+    model = weights if isinstance(weights, VideoModel) else stored.load(weights, told=told)
     part = (0, 1)
     if out is not None:
         part = (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 
-from tubelet import heads, zoo
+from tubelet import heads, stored, zoo
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MViTShape
 from tubelet.backbones.vit import ViTShape
 from tubelet.data.lists import VideoList, read_list
 from tubelet.data.mix import Mixing
 from tubelet.errors import TubeletError
+from tubelet.interop.found import NOTHING, Told
 from tubelet.methods.finetune import Finetune
 from tubelet.methods.run import to_dict
 from tubelet.model import Card, Classifier
@@ -41,8 +42,9 @@ def finetune(
     `run` None: the recipe that all published fine-tuning shares, on the clips that `weights` were
     trained on. Other arguments and errors: see `pretrain`.
     """
-    weights = changes.get("weights", "")
-    run = as_run(finetune_from(weights) if run is None else run, Finetune, changes)
+    if run is None:
+        run = finetune_from(changes.get("weights", ""), changes.get("told", NOTHING))
+    run = as_run(run, Finetune, changes)
     kind = None if run.label_kind == "auto" else run.label_kind
     data = required(run.data, "--data")
     column = run.label_column or None
@@ -76,13 +78,13 @@ def classifier_of(run: Finetune, videos: VideoList) -> Classifier:
     rows = _rows(run, videos) if run.head == "rows" else ()
     model = run.model(_encoder(run), videos.targets)
     if rows:
-        heads.carry(model, run.weights, rows)
+        heads.carry(model, run.weights, rows, run.told)
     return model
 
 
 def _mapped(run: Finetune) -> tuple[str, ...] | None:
     """The classes that the run's map of head rows names, in their order."""
-    return heads.target_classes(_weights(run), run.head_map) if run.head_map else None
+    return heads.target_classes(_weights(run), run.head_map, run.told) if run.head_map else None
 
 
 def _rows(run: Finetune, videos: VideoList) -> tuple[int, ...]:
@@ -92,7 +94,7 @@ def _rows(run: Finetune, videos: VideoList) -> tuple[int, ...]:
             f"{videos.source} has numbers to be regressed, and head rows are of classes: leave out "
             "--head rows."
         )
-    return heads.rows_for(_weights(run), videos.classes, run.head_map)
+    return heads.rows_for(_weights(run), videos.classes, run.head_map, run.told)
 
 
 def _weights(run: Finetune) -> str:
@@ -123,13 +125,13 @@ def validation_of(run: Finetune, videos: VideoList) -> Callable[[Any], dict[str,
     return evaluation.validation(val, run.clip, settings)
 
 
-def finetune_from(weights: str | Path) -> Finetune:
+def finetune_from(weights: str | Path, told: Told = NOTHING) -> Finetune:
     """The shared fine-tuning recipe, for the encoder and the clips of these weights."""
     if not weights:
         return Finetune()
-    encoder, card = zoo.encoder_of(weights)
+    encoder, card = stored.encoder_of(weights, told=told)
     shape = encoder.shape.finetuned()
-    return Finetune(weights=os.fspath(weights), clip=card.clip, encoder=shape)
+    return Finetune(weights=os.fspath(weights), told=told, clip=card.clip, encoder=shape)
 
 
 def mixing_of(run: Finetune, derived: Derived) -> Mixing:
@@ -161,7 +163,7 @@ def _encoder(run: Finetune) -> Backbone:
     clip, wanted = run.clip, run.encoder
     if not run.weights:
         return zoo.new_encoder(wanted, clip, drop_path=run.drop_path)
-    found, in_chans = zoo.encoder_shape(run.weights)
+    found, in_chans = stored.encoder_shape(run.weights, run.told)
     kind = type(wanted)
     wrong = [
         f"{name} {getattr(found, name)} (the run says {getattr(wanted, name)})"
@@ -188,6 +190,8 @@ def _encoder(run: Finetune) -> Backbone:
         trained = (clip.num_frames, *clip.size)
     elif isinstance(found, ViTShape) and isinstance(wanted, ViTShape):
         found = replace(found, positions=wanted.positions)
-    encoder, _ = zoo.encoder_of(run.weights, drop_path=run.drop_path, shape=found, trained=trained)
+    encoder, _ = stored.encoder_of(
+        run.weights, drop_path=run.drop_path, shape=found, trained=trained, told=run.told
+    )
     encoder.grid_for(clip.num_frames, *clip.size)
     return encoder

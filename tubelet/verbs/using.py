@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tubelet import heads, zoo
+from tubelet import heads, stored
 from tubelet.analysis import reconstruct as reconstruction
 from tubelet.analysis.reconstruct import ReconstructConfig, Reconstruction
 from tubelet.data.lists import Source, VideoList, read_list
 from tubelet.errors import TubeletError
+from tubelet.interop.found import NOTHING, Told
 from tubelet.methods.run import Pretraining, changed, from_dict
 from tubelet.model import Branch, Card, Classifier, MaskedModel
 from tubelet.targets.features import Features
@@ -33,16 +34,17 @@ def evaluate(
     split: str | None = None,
     label_column: str = "",
     head_map: str | Path = "",
+    told: Told = NOTHING,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Scores a fine-tuned model on labelled videos by the published protocol.
 
-    `weights`: a run's folder, a checkpoint, or a model. `config` None: the views that the run was
+    `weights`: a run's folder, a checkpoint, a file of others (`told`: see `load`), or a model. `config` None: the views that the run was
     made for (5x3, on Something-Something 2x3). `split` None: of a folder with splits, test or val.
     `head_map`: the model answers with the classes of one set of those merged for it, by this map of
     `merge_labels`. Under torchrun each process scores a part, and all get the whole result.
     """
-    model = _classifier(weights)
+    model = _classifier(weights, told)
     model = heads.gathered(model, head_map) if head_map else model
     card = model.card
     config = config or test_views(card)
@@ -71,10 +73,11 @@ def predict(
     sources: Any,
     config: PredictConfig | None = None,
     *,
+    told: Told = NOTHING,
     progress: Any = None,
 ) -> Predictions:
     """The best classes over time of video files of any length; see `tubelet.tasks.predict`."""
-    model = _classifier(weights)
+    model = _classifier(weights, told)
     card = model.card
     kind = card.label_kind if card.label_kind in ("multi", "regression") else "single"
     return prediction.predict(
@@ -89,12 +92,13 @@ def reconstruct(
     out: str | Path,
     config: ReconstructConfig | None = None,
     name: str = "",
+    told: Told = NOTHING,
 ) -> Reconstruction:
     """What a pretrained model makes of hidden parts; see `tubelet.analysis.reconstruct`.
 
     `config` None: masks as in the run. `name`: of the model in the picture; default: its folder's.
     """
-    model = masked_model(weights)
+    model = masked_model(weights, told)
     name = name or ("" if isinstance(weights, MaskedModel) else Path(weights).name)
     config = config or run_masks(model.card)
     run = from_dict(model.card.run) if model.card.run else None
@@ -121,13 +125,18 @@ def _connect(model: MaskedModel, run: Pretraining, branch: Branch) -> None:
         connect(model, {branch.name: load_teacher(source, **options)})
 
 
-def masked_model(weights: str | Path | MaskedModel) -> MaskedModel:
+def masked_model(weights: str | Path | MaskedModel, told: Told = NOTHING) -> MaskedModel:
     """A pretrained model, from its run where it is not there yet."""
-    model = weights if isinstance(weights, MaskedModel) else zoo.load(weights)
+    model = weights if isinstance(weights, MaskedModel) else stored.load(weights, told=told)
     if not isinstance(model, MaskedModel):
         raise TubeletError(
             f"{weights} is a fine-tuned classifier, which has no decoder to reconstruct with: "
             "pass the pretraining run."
+        )
+    if not model.branches:
+        raise TubeletError(
+            f"{weights} holds an encoder alone, without the decoder to reconstruct with: pass the file of "
+            "its whole pretraining."
         )
     return model
 
@@ -152,8 +161,8 @@ def run_masks(card: Card) -> ReconstructConfig:
     return ReconstructConfig(mask_type="run", mask_ratio=card.run["mask_ratio"])
 
 
-def _classifier(weights: str | Path | Classifier) -> Classifier:
-    model = weights if isinstance(weights, Classifier) else zoo.load(weights)
+def _classifier(weights: str | Path | Classifier, told: Told) -> Classifier:
+    model = weights if isinstance(weights, Classifier) else stored.load(weights, told=told)
     if not isinstance(model, Classifier):
         raise TubeletError(
             f"{weights} is a pretrained model without classes: fine-tune it first, with "

@@ -1,0 +1,88 @@
+"""What a reader of foreign files is told, and what it finds: a checkpoint in our terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from tubelet.backbones.positions import PositionKind
+from tubelet.errors import TubeletError
+from tubelet.interop.report import Report
+
+
+@dataclass(frozen=True)
+class Told:
+    """What weights of others do not say of themselves, said by their user."""
+
+    position: PositionKind | None = None
+    """Position table, where names do not tell: sinusoid_1d (VideoMAE) or sincos_3d (MVD)."""
+    heads: int | None = None
+    """Heads of the encoder's attention, where its width is none of the published."""
+    decoder_heads: int | None = None
+    """Heads of the decoders' attention, where their width is none of the published."""
+    trained: tuple[int, int, int] | None = None
+    """Frames, height and width of the clips of its training, where not 16 224 224."""
+    wrapper: str = ""
+    """Which entry of the file to read, where several hold weights: model, module, model_ema."""
+    encoder_only: bool = False
+    """Leave out decoders and heads."""
+    allow_missing: tuple[str, ...] = ()
+    """Parameters (the begin of their names here) that may stay at their new, random values."""
+    allow_extra: tuple[str, ...] = ()
+    """Tensors (the begin of their names in the file) that may be left out."""
+
+    def said(self) -> dict[str, Any]:
+        """What was said, by name."""
+        return {
+            name: value for name, value in vars(self).items() if value != getattr(NOTHING, name)
+        }
+
+
+NOTHING = Told()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a file held beyond a model of ours: enough to write it again bit by bit."""
+
+    layout: str
+    names: dict[str, str]  # as in the file, in its order: the layout's plain names
+    dtypes: dict[str, str] = field(default_factory=dict)  # of names in the file, where not float32
+    wrapper: str = ""
+    # Under plain names: what has no place in our model (fixed tables, biases of keys).
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without its tensors, as JSON values."""
+        return {
+            "layout": self.layout,
+            "names": self.names,
+            "dtypes": self.dtypes,
+            "wrapper": self.wrapper,
+        }
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint in our terms, whoever wrote it."""
+
+    header: dict[str, Any]  # as `tubelet.stored.describe` makes them
+    weights: dict[str, Tensor]  # under our names; in the file's precision, mapped from it
+    origin: Origin | None = None
+    report: Report = field(default_factory=Report)
+
+    @property
+    def kind(self) -> str:
+        """pretraining, classifier or encoder."""
+        return self.header["kind"]
+
+
+def ask(path: str | Path, what: str, flag: str, choices: str) -> TubeletError:
+    """The error for what a file does not say: what, and how to say it."""
+    name = flag.removeprefix("--").replace("-", "_")
+    return TubeletError(
+        f"{path} does not say {what}. Say it: {flag} {choices} (in Python: {name}=...)."
+    )

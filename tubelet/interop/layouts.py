@@ -1,0 +1,128 @@
+"""The layouts that are known: recognised by what a file holds, read into our terms, and written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tubelet.errors import TubeletError
+from tubelet.interop import videomae
+from tubelet.interop.found import NOTHING, Found, Origin, Told
+from tubelet.interop.ledger import Ledger
+from tubelet.interop.names import some
+from tubelet.interop.reading import DEEPSPEED, read_raw
+from tubelet.interop.sizes import PATCHES
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How others lay out the weights of one family."""
+
+    write: Callable[[Found], dict[str, Tensor]]  # a model of ours -> tensors under plain names
+    spell: Callable[[Found, str], str] = lambda _found, name: name  # plain -> as in a new file
+    wrapper: str = "model"  # of a new file
+
+
+# What `convert --to` takes; a file of one is read as whichever it is.
+LAYOUTS: dict[str, Layout] = {
+    "videomae": Layout(videomae.write, videomae.spell),
+    "videomae-v2": Layout(videomae.write, videomae.spell),
+}
+
+
+def read(path: Path, told: Told = NOTHING) -> Found:
+    """A file or folder of others -> what it holds, in our terms, with a report.
+
+    TubeletError for what is damaged, unknown, not safe to open, or does not say what it is.
+    """
+    raw = read_raw(path, told.wrapper)
+    ledger = Ledger(raw, told)
+    return _reader(ledger)(ledger)
+
+
+def _reader(ledger: Ledger) -> Callable[[Ledger], Found]:
+    """The layout, by names and by the dimensions of the patch embedding."""
+    patches = ledger.left.get(PATCHES)
+    if patches is not None and patches.dim() == 5 and not ledger.has("pos_embed"):
+        return videomae.read
+    raise TubeletError(
+        f"{ledger.raw.path} is in none of the layouts that are known (VideoMAE and V2, MVD, image MAE "
+        f"and timm's ViT, MaskFeat, MAE-ST, Hugging Face): it holds {some(sorted(ledger.left))}."
+    )
+
+
+def state_of(found: Found, to: str) -> dict[str, Tensor]:
+    """A checkpoint in our terms -> the state dict of that layout.
+
+    What came from a file of the same layout gets its names, their order and precision back, and
+    what our model has no place for.
+    """
+    layout = LAYOUTS[to]
+    plain = layout.write(found)
+    origin = found.origin
+    if origin is None or origin.layout != family(to):
+        return {layout.spell(found, name): value for name, value in plain.items()}
+    left = plain | {n: v for n, v in origin.kept.items() if not n.endswith("k_bias")}
+    state: dict[str, Tensor] = {}
+    for name, plain_name in origin.names.items():
+        if plain_name in left:
+            state[name] = as_before(left.pop(plain_name), origin.dtypes.get(name, "float32"))
+    return state | {layout.spell(found, n): v for n, v in left.items() if n in plain}
+
+
+def family(to: str) -> str:
+    """videomae-v2 has VideoMAE's layout."""
+    return "videomae" if to == "videomae-v2" else to
+
+
+def as_before(value: Tensor, dtype: str) -> Tensor:
+    """The tensor in the precision of its file, where that holds its values (training changes them)."""
+    kind: torch.dtype = getattr(torch, dtype)
+    narrow = value.to(kind)
+    return narrow if torch.equal(narrow.to(value.dtype), value) else value
+
+
+def write(found: Found, to: str, out: Path) -> None:
+    """A file of that layout: .safetensors, or else as torch.save and its wrapper."""
+    state = {name: value.contiguous() for name, value in state_of(found, to).items()}
+    if out.suffix == ".safetensors":
+        save_file(state, out)
+        return
+    origin = found.origin
+    same = origin is not None and origin.layout == family(to)
+    wrapper = origin.wrapper if same and origin is not None else LAYOUTS[to].wrapper
+    saved: Any = {n: v.clone() for n, v in state.items()}  # no views of larger storages
+    for entry in reversed(wrapper.split(".") if wrapper else []):
+        saved = {entry: saved}
+    torch.save(saved, out)
+
+
+def origin_of(header: Mapping[str, Any], weights: dict[str, Tensor]) -> Origin | None:
+    """Takes what was kept out of the tensors of a file of ours; see `with_origin`."""
+    told = header.get("origin")
+    if told is None:
+        return None
+    kept = {n.removeprefix(KEPT): weights.pop(n) for n in list(weights) if n.startswith(KEPT)}
+    return Origin(told["layout"], told["names"], told["dtypes"], told["wrapper"], kept)
+
+
+def with_origin(found: Found) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file of ours that keeps where it came from."""
+    if found.origin is None:
+        return found.header, found.weights
+    kept = {f"{KEPT}{name}": value for name, value in found.origin.kept.items()}
+    return {**found.header, "origin": found.origin.to_dict()}, {**found.weights, **kept}
+
+
+KEPT = "origin."
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder holds weights of others: DeepSpeed's."""
+    return (path / DEEPSPEED).is_file()
