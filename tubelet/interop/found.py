@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -80,9 +81,30 @@ class Found:
         return self.header["kind"]
 
 
-def ask(path: str | Path, what: str, flag: str, choices: str) -> TubeletError:
-    """The error for what a file does not say: what, and how to say it."""
-    name = flag.removeprefix("--").replace("-", "_")
-    return TubeletError(
-        f"{path} does not say {what}. Say it: {flag} {choices} (in Python: {name}=...)."
-    )
+class Question(NamedTuple):
+    """Something that a file does not say: what, how to say it, and a value to read on with."""
+
+    what: str
+    flag: str
+    choices: str
+    guess: Any
+
+    @property
+    def name(self) -> str:
+        """Its field of `Told`."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+class Unsaid(TubeletError):
+    """What a file does not say of itself, all of it at once; `questions` holds each."""
+
+    def __init__(self, path: str | Path, questions: Sequence[Question]):
+        self.questions = tuple(questions)
+        what = "; nor ".join(question.what for question in questions)
+        say = ", ".join(f"{q.flag} {q.choices} (in Python: {q.name}=...)" for q in questions)
+        super().__init__(f"{path} does not say {what}. Say it: {say}.")
+
+
+def ask(path: str | Path, what: str, flag: str, choices: str, guess: Any) -> Unsaid:
+    """The error for what a file does not say; reading goes on with the guess to ask for the rest."""
+    return Unsaid(path, [Question(what, flag, choices, guess)])

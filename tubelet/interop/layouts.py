@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tubelet.errors import TubeletError
 from tubelet.interop import videomae
-from tubelet.interop.found import NOTHING, Found, Origin, Told
+from tubelet.interop.found import NOTHING, Found, Origin, Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import some
 from tubelet.interop.reading import DEEPSPEED, read_raw
@@ -42,8 +42,22 @@ def read(path: Path, told: Told = NOTHING) -> Found:
     TubeletError for what is damaged, unknown, not safe to open, or does not say what it is.
     """
     raw = read_raw(path, told.wrapper)
-    ledger = Ledger(raw, told)
-    return _reader(ledger)(ledger)
+    questions: list[Question] = []
+    while True:  # on with guesses, to ask for all that is not said at once
+        ledger = Ledger(raw, told)
+        try:
+            found = _reader(ledger)(ledger)
+        except Unsaid as unsaid:
+            questions += unsaid.questions
+            told = replace(told, **{question.name: question.guess for question in unsaid.questions})
+        except TubeletError as error:
+            if not questions:
+                raise
+            raise Unsaid(path, questions) from error
+        else:
+            if questions:
+                raise Unsaid(path, questions)
+            return found
 
 
 def _reader(ledger: Ledger) -> Callable[[Ledger], Found]:

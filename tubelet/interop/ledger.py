@@ -16,6 +16,7 @@ from tubelet.interop.found import Found, Origin, Told
 from tubelet.interop.names import Table, some
 from tubelet.interop.reading import Raw
 from tubelet.interop.report import Dropped, Renamed, Report
+from tubelet.interop.sizes import DEPTHS
 from tubelet.interop.tables import JOINED, key_bias
 
 FRONT = ("module.", "_orig_mod.", "backbone.", "encoder.")  # what wrappers put before names
@@ -123,6 +124,12 @@ class Ledger:
             if name in self.names and str(value.dtype) != "torch.float32"
         }
         self._note_precision(dtypes)
+        shape = header["backbone"]["shape"]
+        usual = DEPTHS.get(shape.get("width"))
+        if usual not in (None, shape.get("depth")):
+            self.report.notes.append(
+                f"{shape['depth']} blocks, where published models of width {shape['width']} have {usual}"
+            )
         origin = Origin(layout, self.names, dtypes, self.raw.wrapper, self.kept)
         return Found(header, self.weights, origin, self.report)
 

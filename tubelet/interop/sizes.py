@@ -44,9 +44,8 @@ def vit_shape(
             f"{path} has patches of {patch}x{across} pixels: only squares are known."
         )
     if told.heads is None and width not in HEADS:
-        raise ask(
-            path, f"how many heads its attention of width {width} has", "--heads", _divisors(width)
-        )
+        what = f"how many heads its attention of width {width} has"
+        raise ask(path, what, "--heads", _divisors(width), 1)
     shape = ViTShape(
         width=width,
         depth=depth_of(state, "blocks.", path),
@@ -86,12 +85,8 @@ def decoder_shape(
         raise TubeletError(f"{path} holds a decoder without {prefix}0.mlp.fc1.weight: incomplete.")
     width = hidden.shape[1]
     if told.decoder_heads is None and width not in heads:
-        raise ask(
-            path,
-            f"how many heads the attention of its decoder of width {width} has",
-            "--decoder-heads",
-            _divisors(width),
-        )
+        what = f"how many heads the attention of its decoder of width {width} has"
+        raise ask(path, what, "--decoder-heads", _divisors(width), 1)
     return DecoderShape(
         width=width,
         depth=depth_of(state, prefix, path),
@@ -125,9 +120,9 @@ def trained_on(
             side = math.isqrt((len(table) - prefix) // slots)
             height = width = side * shape.patch
         elif not height and shape.width not in HEADS:
-            raise ask(
-                path, "the size of its clips", "--trained", "FRAMES HEIGHT WIDTH, as in 16 224 224"
-            )
+            guess = (frames, 14 * shape.patch, 14 * shape.patch)
+            choices = "FRAMES HEIGHT WIDTH, as in 16 224 224"
+            raise ask(path, "the size of its clips", "--trained", choices, guess)
         elif not height:
             height, width = TRAINED[1:]
             notes.append(

@@ -105,6 +105,7 @@ def _position(ledger: Ledger) -> PositionKind:
         "its positions, and VideoMAE's and MVD's encoders have the same names",
         "--position",
         "sinusoid_1d for VideoMAE and V2, sincos_3d for MVD",
+        "sinusoid_1d",
     )
 
 
