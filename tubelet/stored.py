@@ -23,6 +23,7 @@ from tubelet.backbones.positions import PositionMode
 from tubelet.errors import TubeletError
 from tubelet.interop import layouts
 from tubelet.interop.found import NOTHING, Found, Told
+from tubelet.interop.inflate import inflated
 from tubelet.interop.names import some
 from tubelet.interop.report import Report, Resized
 from tubelet.methods.records import record, value_of
@@ -32,6 +33,8 @@ from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
 
 log = logging.getLogger("tubelet")
+
+METHODS = "tubelet.methods."  # runs of these modules are ours
 
 
 def load(
@@ -64,7 +67,7 @@ def load(
     """
     told = record(Told, {**told.said(), **said})
     found = resized(opened(path, told), num_frames, img_size, positions)
-    model = _built(found.header)
+    model = _built(found.header, told, path)
     fill(model, found, told, path)
     model.card = card_of(found.header, path)
     model.origin, model.report = found.origin, found.report
@@ -80,7 +83,7 @@ def opened(path: str | Path, told: Told = NOTHING) -> Found:
     path = Path(path)
     if not is_ours(path):
         return layouts.read(path, told)
-    unasked = sorted(set(told.said()) - {"allow_missing"})
+    unasked = sorted(set(told.said()) - {"allow_missing", "trust_code"})
     if unasked:
         raise TubeletError(
             f"{path} says its {' and '.join(unasked)} itself: leave {'that' if len(unasked) == 1 else 'them'} "
@@ -228,9 +231,15 @@ def _decoders(weights: Mapping[str, Tensor]) -> list[str]:
     return [n.removesuffix(".mask_token") for n in weights if n.endswith(ends)]
 
 
-def _built(header: Mapping[str, Any]) -> VideoModel:
-    """A new model as the header says."""
+def _built(header: Mapping[str, Any], told: Told, source: str | Path) -> VideoModel:
+    """A new model as the header says; where it names code of its own, only if that is trusted."""
     if header["kind"] == "pretraining":
+        kind = str(header["run"].get("type", ""))
+        if ("file" in header["run"] or not kind.startswith(METHODS)) and not told.trust_code:
+            raise TubeletError(
+                f"{source} was trained by a run of its own, {header['run'].get('file', kind)}, and loading "
+                "it runs that code. If you trust it: --trust-code (in Python: trust_code=True)."
+            )
         return cast(Pretraining, from_dict(header["run"])).model()
     if header["kind"] == "encoder":
         return MaskedModel(_encoder(header["backbone"], final_norm=True), [])

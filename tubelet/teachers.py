@@ -45,9 +45,9 @@ def load_teacher(
         trained: frames, height and width of a published file's clips, where not 16x224x224.
         logits: what a fine-tuned run of ours says of its classes, not its encoder's features.
     """
-    module, colon, function = str(source).rpartition(":")
+    module, _, function = str(source).rpartition(":")
     told = Told(position=position, heads=heads, trained=trained)
-    if colon and module.endswith(".py"):
+    if is_code(source):
         _unasked(source, told.said())
         return _of_function(Path(module), function)
     path = Path(source)
@@ -67,6 +67,12 @@ def load_teacher(
     elif positions is not None:
         _unasked(source, {"positions": positions})
     return teacher_of(encoder, name=str(source))
+
+
+def is_code(source: str | Path) -> bool:
+    """Whether this names a function in a Python file, which is run to make the teacher."""
+    module, colon, _ = str(source).rpartition(":")
+    return bool(colon) and module.endswith(".py")
 
 
 def _unasked(source: str | Path, said: Mapping[str, Any]) -> None:

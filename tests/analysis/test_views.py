@@ -1,6 +1,7 @@
 """What targets other than pixels look like, and how they are scored."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.data.sampling import rng_for
 from tubelet.decoders import DecoderShape, Joint, Linear
 from tubelet.errors import TubeletError
+from tubelet.interop.found import Told
 from tubelet.losses import mse
 from tubelet.methods.mvd import MVD, Distilled
 from tubelet.methods.run import to_dict
@@ -238,14 +240,15 @@ def test_a_run_brings_its_masks_and_its_teacher(tmp_path: Path, video: Path) -> 
     )
     model = run.model()
     model.card = Card(clip=SPEC, run=to_dict(run))
-    made = verbs.reconstruct(model, video, out=tmp_path)
+    with pytest.raises(TubeletError, match=r"made by .*mine\.py:teacher, .* --trust-code"):
+        verbs.reconstruct(model, video, out=tmp_path)
+    draw = partial(verbs.reconstruct, model, video, out=tmp_path, told=Told(trust_code=True))
+    made = draw()
     assert made.branch == "image"
     assert made.filled.shape == (12, 24)
     assert torch.equal(made.hidden, run.mask(GRID, rng_for(0, 0, 0)))
-    less = verbs.reconstruct(
-        model, video, out=tmp_path, config=ReconstructConfig(mask_type="run", mask_ratio=0.5)
-    )
+    less = draw(config=ReconstructConfig(mask_type="run", mask_ratio=0.5))
     assert torch.equal(less.hidden, replace(run, mask_ratio=0.5).mask(GRID, rng_for(0, 0, 0)))
-    tubes = verbs.reconstruct(model, video, out=tmp_path, config=ReconstructConfig(mask_ratio=0.5))
+    tubes = draw(config=ReconstructConfig(mask_ratio=0.5))
     assert torch.equal(tubes.hidden, masks.tube(GRID, rng_for(0, 0, 0), mask_ratio=0.5))
     assert isinstance(model.branches["image"].decoder, Joint)

@@ -180,8 +180,11 @@ def test_a_run_class_of_a_users_file_can_be_loaded_again(tubelet, inside: Path) 
         *("--steps", "1"),
     )
     assert code == 0, err
-    model = library.load("runs/own")
+    model = library.load("runs/own", trust_code=True)
     assert model.card.run["extra"] == 3
+    code, _, err = tubelet("reconstruct", "runs/own", "videos/0.mp4")
+    assert code == 1
+    assert "loading it runs that code" in err
 
 
 def test_from_scratch_with_an_encoder_of_any_size(tubelet, inside: Path) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
+import tyro
 from torch import Tensor
 
 from tubelet.backbones.positions import PositionKind
 from tubelet.errors import TubeletError
 from tubelet.interop.report import Report
+
+Inflation = Literal["mean", "centre"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,27 @@ class Told:
     """Which entry of the file to read, where several hold weights: model, module, model_ema."""
     encoder_only: bool = False
     """Leave out decoders and heads."""
-    allow_missing: tuple[str, ...] = ()
+    # Another flag than in Python: `evaluate` has --allow-missing, of videos.
+    allow_missing: Annotated[tuple[str, ...], tyro.conf.arg(name="allow-missing-weights")] = ()
     """Parameters (the begin of their names here) that may stay at their new, random values."""
     allow_extra: tuple[str, ...] = ()
     """Tensors (the begin of their names in the file) that may be left out."""
+
+    trust_code: bool = False
+    """Run the Python files that weights of ours name: of runs and teachers of one's own."""
+
+    inflate: Inflation | None = None
+    """Make a model of images one of clips: the kernels of its patches spread over the frames of a
+    tubelet (mean), or laid into its middle frame (centre)."""
+    tubelet_size: int = 2
+    """Frames of a tubelet, of a model that is inflated."""
+
+    def __post_init__(self) -> None:
+        if self.inflate is None and self.tubelet_size != 2:
+            raise TubeletError(
+                f"tubelet_size={self.tubelet_size} is of a model of images that is inflated: say how, "
+                "--inflate mean or centre (in Python: inflate=...), or leave it out."
+            )
 
     def said(self) -> dict[str, Any]:
         """What was said, by name."""

@@ -20,7 +20,7 @@ from tubelet.tasks import predict as prediction
 from tubelet.tasks.evaluate import EvaluateConfig
 from tubelet.tasks.predict import PredictConfig, Predictions
 from tubelet.tasks.report import Evaluation
-from tubelet.teachers import connect, load_teacher
+from tubelet.teachers import connect, is_code, load_teacher
 from tubelet.train import parallel
 from tubelet.verbs.begin import split_of, tell_notes
 
@@ -104,7 +104,8 @@ def reconstruct(
     run = from_dict(model.card.run) if model.card.run else None
     mask = None
     if isinstance(run, Pretraining):
-        _connect(model, run, reconstruction.branch_of(model, config.branch))
+        branch = reconstruction.branch_of(model, config.branch)
+        _connect(model, run, branch, trusted=told.trust_code)
         if config.mask_type == "run":
             mask = changed(run, mask_ratio=config.mask_ratio).mask
     return reconstruction.reconstruct(
@@ -112,7 +113,7 @@ def reconstruct(
     )
 
 
-def _connect(model: MaskedModel, run: Pretraining, branch: Branch) -> None:
+def _connect(model: MaskedModel, run: Pretraining, branch: Branch, *, trusted: bool) -> None:
     """Gives the branch the teacher that its run names, if it learns from one and has none."""
     if isinstance(branch.target, Features) and branch.target.teacher is None:
         options = run.teacher_options(branch.name)
@@ -121,6 +122,11 @@ def _connect(model: MaskedModel, run: Pretraining, branch: Branch) -> None:
             raise TubeletError(
                 f"What the branch {branch.name} predicts is a teacher's, and this run was given its "
                 "teacher in Python: connect it (tubelet.teachers.connect) and pass the model."
+            )
+        if is_code(source) and not trusted:
+            raise TubeletError(
+                f"What the branch {branch.name} predicts is made by {source}, and drawing it runs that "
+                "code. If you trust it: --trust-code (in Python: told=Told(trust_code=True))."
             )
         connect(model, {branch.name: load_teacher(source, **options)})
 

@@ -1,0 +1,128 @@
+"""Weights as they are stored: what opens them runs nothing, fills all, and says what it did."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import tubelet
+from tubelet import stored
+from tubelet.backbones.vit import ViTShape
+from tubelet.decoders import DecoderShape
+from tubelet.errors import TubeletError
+from tubelet.interop import layouts
+from tubelet.methods.run import to_dict
+from tubelet.methods.videomae import VideoMAE
+from tubelet.model import Card, MaskedModel
+from tubelet.shapes import ClipSpec
+
+CLIP = ClipSpec(num_frames=8, size=(32, 32))
+RUN = VideoMAE(clip=CLIP, encoder=ViTShape(48, 2, 3, patch=8), decoder=DecoderShape(32, 1, 2))
+TOLD = {"heads": 3, "decoder_heads": 2, "trained": (8, 32, 32)}
+
+
+def pretrained() -> MaskedModel:
+    model = RUN.model().eval()
+    model.card = Card(clip=CLIP, run=to_dict(RUN))
+    return model
+
+
+def foreign(path: Path, model: MaskedModel, change: dict[str, Tensor] | None = None) -> Path:
+    """The model as VideoMAE's code saves it; `change`: tensors of the file, None to leave one out."""
+    state = layouts.state_of(stored.found_of(model), "videomae") | (change or {})
+    torch.save({"model": {n: v for n, v in state.items() if v.numel()}, "epoch": 7}, path)
+    return path
+
+
+def equal(model: torch.nn.Module, other: torch.nn.Module) -> bool:
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+@pytest.mark.parametrize("key", ["file", "type"])
+def test_a_header_that_names_code_runs_nothing(tmp_path: Path, key: str) -> None:
+    """A checkpoint from somewhere, whose header brings a run class of its own along."""
+    path, canary = tmp_path / "model.safetensors", tmp_path / "canary"
+    evil = tmp_path / f"evil_{key}.py"
+    evil.write_text(f"import pathlib\npathlib.Path({str(canary)!r}).touch()\nclass Evil: pass\n")
+    stored.save(pretrained(), path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["tubelet"])
+    value = {"file": str(evil), "type": f"{evil}:Evil"}[key]
+    header["run"][key] = value
+    save_file(load_file(path), path, metadata={"tubelet": json.dumps(header)})
+    with pytest.raises(TubeletError, match=r"loading it runs that code.*--trust-code"):
+        tubelet.load(path)
+    assert not canary.exists()
+    with pytest.raises(TubeletError):
+        tubelet.load(path, trust_code=True)  # it is run, and is no run
+    assert canary.exists()
+
+
+def test_nothing_stays_random_unless_it_is_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = pretrained()
+    name = "decoder.blocks.0.mlp.fc1.bias"
+    path = foreign(tmp_path / "a.pth", model, {name: torch.empty(0)})
+    with pytest.raises(TubeletError, match=r"branches\.pixels\.decoder\.blocks\.0\.mlp\.fc1\.bias"):
+        tubelet.load(path, **TOLD)
+    loaded = tubelet.load(path, **TOLD, allow_missing=["branches.pixels.decoder.blocks.0.mlp.fc1"])
+    assert loaded.report.missing == ["branches.pixels.decoder.blocks.0.mlp.fc1.bias"]
+    with pytest.raises(TubeletError, match=r"allow_missing names 'fc_norm', and nothing of that"):
+        tubelet.load(path, **TOLD, allow_missing=["fc_norm"])
+
+
+def test_what_is_too_much_is_named_and_comes_back(tmp_path: Path) -> None:
+    model = pretrained()
+    path = foreign(tmp_path / "a.pth", model, {"aux_head.weight": torch.ones(3)})
+    with pytest.raises(TubeletError, match=r"no place for: aux_head\.weight.*--allow-extra"):
+        tubelet.load(path, **TOLD)
+    with pytest.raises(TubeletError, match=r"allow_extra names 'aux_tail'"):
+        tubelet.load(path, **TOLD, allow_extra=["aux_tail", "aux_head"])
+    loaded = tubelet.load(path, **TOLD, allow_extra=["aux_head"])
+    assert equal(loaded, model)
+    assert [one.name for one in loaded.report.dropped] == ["epoch", "aux_head.weight"]
+    back = layouts.state_of(stored.found_of(loaded), "videomae")
+    assert list(back) == list(torch.load(path)["model"])
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    model = pretrained()
+    model.branches["pixels"].decoder.mask_token.data[..., 3] = float("nan")
+    with pytest.raises(TubeletError, match=r"not finite, in 1 of \d+ tensors: .*mask_token"):
+        tubelet.load(foreign(tmp_path / "a.pth", model), **TOLD)
+
+
+def test_everything_unsaid_is_asked_for_at_once(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.pth", pretrained())
+    with pytest.raises(TubeletError) as caught:
+        tubelet.load(path)
+    for flag in ("--heads one of 1, 2, 3", "--decoder-heads one of 1, 2, 4", "--trained FRAMES"):
+        assert flag in str(caught.value)
+    with pytest.raises(TubeletError, match=r"Told has no field 'haeds'\. Did you mean 'heads'"):
+        tubelet.load(path, haeds=3)
+
+
+def test_a_file_of_ours_says_all_itself(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    stored.save(pretrained(), path)
+    with pytest.raises(TubeletError, match="says its heads and trained itself: leave them out"):
+        tubelet.load(path, heads=3, trained=(8, 32, 32))
+
+
+def test_a_model_at_another_size_is_stored_and_loaded_as_it_was(tmp_path: Path) -> None:
+    path = foreign(tmp_path / "a.pth", pretrained())
+    clip = torch.rand(1, 3, 16, 40, 24)
+    for mode in ("interpolate", "rebuild"):
+        larger = tubelet.load(path, **TOLD, num_frames=16, img_size=(40, 24), positions=mode)
+        assert larger.card.clip == replace(CLIP, num_frames=16, size=(40, 24))
+        stored.save(larger, tmp_path / "b.safetensors")
+        again = tubelet.load(tmp_path / "b.safetensors")
+        assert again.card.clip == larger.card.clip
+        assert torch.equal(again.forward_features(clip), larger.forward_features(clip))
+        assert again.backbone.positions.mode == mode
