@@ -59,7 +59,8 @@ def load(
             on; pixels: one number or (height, width).
         positions: how its position tables are made for another size: "interpolate" or "rebuild".
         told, said: what the file does not say of itself, as a `Told` or by name: `position`, `heads`,
-            `trained`, `allow_missing`, ...
+            `trained`, `allow_missing`, ...; and whether a model of images shall become one of clips:
+            `inflate` "mean" or "centre" (see `interop.inflate.inflated`), `tubelet_size`.
 
     Raises:
         TubeletError: a file that is damaged, unknown or not safe to open; numbers that are not
@@ -71,7 +72,7 @@ def load(
     fill(model, found, told, path)
     model.card = card_of(found.header, path)
     model.origin, model.report = found.origin, found.report
-    if found.report.layout != "tubelet":
+    if found.report.layout != "tubelet" or told.inflate:
         log.info("%s", found.report.line())
         for note in found.report.notes:
             log.info("  %s", note)
@@ -81,9 +82,16 @@ def load(
 def opened(path: str | Path, told: Told = NOTHING) -> Found:
     """Weights of whatever layout -> header and tensors in our terms; see `load`."""
     path = Path(path)
-    if not is_ours(path):
-        return layouts.read(path, told)
-    unasked = sorted(set(told.said()) - {"allow_missing", "trust_code"})
+    found = _ours(path, told) if is_ours(path) else layouts.read(path, told)
+    if told.inflate is None:
+        return found
+    return inflated(found, told.inflate, tubelet_size=told.tubelet_size)
+
+
+def _ours(path: Path, told: Told) -> Found:
+    """A run's folder or a checkpoint of ours, which says all of itself."""
+    answered = {"allow_missing", "trust_code", "inflate", "tubelet_size"}
+    unasked = sorted(set(told.said()) - answered)
     if unasked:
         raise TubeletError(
             f"{path} says its {' and '.join(unasked)} itself: leave {'that' if len(unasked) == 1 else 'them'} "
@@ -112,7 +120,9 @@ def is_ours(path: Path) -> bool:
 
 def header_of(path: str | Path, told: Told = NOTHING) -> dict[str, Any]:
     """The header of weights of whatever layout."""
-    return checkpoint.read_header(path) if is_ours(Path(path)) else opened(path, told).header
+    if told.inflate is None and is_ours(Path(path)):
+        return checkpoint.read_header(path)
+    return opened(path, told).header
 
 
 def save(model: VideoModel, path: str | Path) -> None:

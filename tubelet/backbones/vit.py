@@ -35,6 +35,8 @@ class ViTShape:
     mean: tuple[float, ...] = ()  # of each channel in [0,1]; (): ImageNet's
     std: tuple[float, ...] = ()
     class_token: bool = False  # a learned token in front; without a position unless learned
+    # In front of a clip, or of each time slot: of images, inflated (see `interop.inflate`).
+    class_token_of: Literal["clip", "slot"] = "clip"
     hide: Literal["drop", "replace"] = "drop"  # what becomes of hidden tokens (MaskFeat: replace)
 
     TIED: ClassVar[tuple[str, ...]] = (
@@ -133,16 +135,17 @@ class ViT(Backbone):
         if shape.class_token:
             self.class_token = nn.Parameter(torch.randn(1, 1, self.dim) * 0.02)
         self.positions = positions_of(
-            shape.position, self.dim, self.grid, shape.positions, prefix=self.prefix
+            shape.position, self.dim, self.grid, shape.positions, prefix=int(shape.class_token)
         )
         self.blocks = parts.blocks(self.dim, shape.depth, shape.heads, shape.mlp_ratio, drop_path)
         self.norm = nn.LayerNorm(self.dim, eps=parts.NORM_EPS) if final_norm else nn.Identity()
         self.apply(parts.init_xavier if init == "xavier" else parts.init_normal)
 
-    @property
-    def prefix(self) -> int:
-        """R, tokens in front that are no part of the clip."""
-        return 0 if self.class_token is None else 1
+    def prefix(self, grid: Grid) -> int:
+        """R, tokens in front that are no part of the clip: all copies of the class token."""
+        if self.class_token is None:
+            return 0
+        return grid.t if self.shape.class_token_of == "slot" else 1
 
     def forward(
         self,
@@ -156,24 +159,24 @@ class ViT(Backbone):
         """See `Backbone.forward`."""
         self.check(clip)
         grid = self.grid_for(*clip.shape[2:])
-        k = masks_a_clip(masks)
+        k, first = masks_a_clip(masks), self.prefix(grid)
         x, at = self._embed(clip, grid, masks)
         x = x.reshape(len(clip) * k, -1, self.dim)
         if self.class_token is not None:
-            first = (self.class_token + self.positions.prefix()).to(x.dtype)
-            x = torch.cat([first.expand(len(x), -1, -1), x], 1)
+            token = (self.class_token + self.positions.prefix()).to(x.dtype)
+            x = torch.cat([token.expand(len(x), first, -1), x], 1)
         outputs, kept = [], depths_of(layers, len(self.blocks))
         seeds = None if seeds is None else per_mask(seeds, k)
         for i, block in enumerate(self.blocks[: max(kept, default=len(self.blocks) - 1) + 1]):
             x = parts.run_block(block, x, seeds, recompute=self.grad_checkpointing)
             if i in kept:
-                outputs.append((self.norm(x) if norm else x)[:, self.prefix :])
+                outputs.append((self.norm(x) if norm else x)[:, first:])
         by_depth = dict(zip(sorted(set(kept)), outputs, strict=True))
         x = self.norm(x) if norm else x
         return Tokens(
-            x=x[:, self.prefix :],
+            x=x[:, first:],
             at=at.reshape(len(x), -1),
-            prefix=x[:, : self.prefix],
+            prefix=x[:, :first],
             grid=grid,
             layers=tuple(by_depth[i] for i in kept),
             layer_grids=(grid,) * len(kept),
