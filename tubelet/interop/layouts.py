@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.errors import TubeletError
-from tubelet.interop import videomae
+from tubelet.interop import mae, mvd, videomae
 from tubelet.interop.found import NOTHING, Found, Origin, Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import some
@@ -33,6 +33,8 @@ class Layout:
 LAYOUTS: dict[str, Layout] = {
     "videomae": Layout(videomae.write, videomae.spell),
     "videomae-v2": Layout(videomae.write, videomae.spell),
+    "mvd": Layout(mvd.write),
+    "mae": Layout(mae.write),
 }
 
 
@@ -63,8 +65,10 @@ def read(path: Path, told: Told = NOTHING) -> Found:
 def _reader(ledger: Ledger) -> Callable[[Ledger], Found]:
     """The layout, by names and by the dimensions of the patch embedding."""
     patches = ledger.left.get(PATCHES)
-    if patches is not None and patches.dim() == 5 and not ledger.has("pos_embed"):
-        return videomae.read
+    if patches is not None and patches.dim() == 4:
+        return mae.read
+    if patches is not None and patches.dim() == 5:
+        return mvd.read if ledger.has("pos_embed", *mvd.MARKS) else videomae.read
     raise TubeletError(
         f"{ledger.raw.path} is in none of the layouts that are known (VideoMAE and V2, MVD, image MAE "
         f"and timm's ViT, MaskFeat, MAE-ST, Hugging Face): it holds {some(sorted(ledger.left))}."

@@ -24,6 +24,10 @@ DEPTHS = {384: 12, 768: 12, 1024: 24, 1280: 32, 1408: 40}
 # Of decoders: VideoMAE's and V2's, and MVD's (whose S and B have the encoder's width).
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8, 768: 12}
 TRAINED = (16, 224, 224)  # frames, height, width of the clips of all published models of clips
+WIDTHS: dict[PositionKind, int] = {
+    "sincos_3d": 16,
+    "sincos_2d": 4,
+}  # what a table's width has to be a multiple of
 MOST_TOKENS = 1 << 20  # of a clip: more is no size that anyone trains
 
 
@@ -146,13 +150,46 @@ def kind_of_table(
     table: Tensor, grid: Grid, kinds: Sequence[PositionKind], prefix: int = 0
 ) -> PositionKind:
     """table [R+N,D] -> the fixed kind that it is, or "learned"."""
-    rows = table.float()
+    rows, width = table.float(), table.shape[1]
     if not rows[:prefix].any():
         for kind in kinds:
-            own = TABLES[kind](grid, table.shape[1])
-            if own.shape == rows[prefix:].shape and (rows[prefix:] - own).abs().max() < 1e-5:
+            fits = width % WIDTHS.get(kind, 1) == 0
+            own = TABLES[kind](grid, width) if fits else rows
+            if (
+                fits
+                and own.shape == rows[prefix:].shape
+                and (rows[prefix:] - own).abs().max() < 1e-5
+            ):
                 return kind
     return "learned"
+
+
+def table_of(state: Mapping[str, Tensor], name: str, width: int, path: Path) -> Tensor | None:
+    """The position table [R+N,D] of a file, which holds it as [1,R+N,D]; None where it has none."""
+    table = state.get(name)
+    if table is None:
+        return None
+    if table.dim() != 3 or len(table) != 1 or table.shape[2] != width:
+        raise TubeletError(f"{path}: {name} is {list(table.shape)}: expected [1,N,{width}].")
+    return table[0]
+
+
+def position_of(
+    table: Tensor,
+    grid: Grid,
+    kinds: Sequence[PositionKind],
+    told: Told,
+    path: Path,
+    prefix: int = 0,
+) -> PositionKind:
+    """table [R+N,D] -> its kind, by content; TubeletError where another was told."""
+    kind = kind_of_table(table, grid, kinds, prefix)
+    if told.position not in (None, kind):
+        raise TubeletError(
+            f"{path} holds a position table that is {kind}, and not {told.position}: leave --position "
+            "out (in Python: position=...)."
+        )
+    return kind
 
 
 def header_of(

@@ -1,35 +1,24 @@
 """What published files hold and our state dicts do not: fixed position tables, biases of keys.
 
 Both can be left out without a loss, and are only left out after a look: a table has to be the
-one that we compute, and a key bias cannot change a softmax over keys, whatever it is.
+one that we compute, and a key bias cannot change a softmax over keys, whatever it is. They are kept
+for the way back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tubelet.backbones.positions import TABLES
 from tubelet.errors import TubeletError
+from tubelet.shapes import Patch
 
-Tables = Mapping[str, str]  # their name of a table: our module of that table
-
-
-def without_tables(
-    state: Mapping[str, Tensor], tables: Tables, model: nn.Module
-) -> dict[str, Tensor]:
-    """The state dict without its position tables [1,R+N,D]; TubeletError unless ours equal them.
-
-    R rows of zeros in front belong to class tokens (image MAE).
-    """
-    for theirs, ours in tables.items():
-        if theirs not in state:
-            raise TubeletError(
-                f"The weights lack the position table {theirs}, which files of this layout hold."
-            )
-        check_table(theirs, state[theirs][0], model.get_submodule(ours).table)  # pyright: ignore[reportArgumentType]
-    return {name: value for name, value in state.items() if name not in tables}
+POSITIONS = "backbone.positions.table"  # of an encoder that has learned them
+FIXED = "a fixed table: it is computed"
 
 
 def check_table(name: str, theirs: Tensor, ours: Tensor) -> None:
@@ -49,16 +38,13 @@ def check_table(name: str, theirs: Tensor, ours: Tensor) -> None:
         )
 
 
-def with_tables(
-    state: Mapping[str, Tensor], tables: Tables, model: nn.Module, prefix: int = 0
-) -> dict[str, Tensor]:
-    """The inverse: their tables, with `prefix` rows of zeros in front, beside the state dict."""
-    found = dict(state)
-    for theirs, ours in tables.items():
-        table = model.get_submodule(ours).table
-        assert isinstance(table, Tensor)
-        found[theirs] = torch.cat([table.new_zeros(prefix, table.shape[1]), table])[None]
-    return found
+def fixed_table(header: Mapping[str, Any], width: int, prefix: int = 0) -> Tensor:
+    """The table [1,R+N,D] of this width that the model of a header has: R = `prefix` rows of zeros for
+    class tokens, then N of its encoder's kind, for the clips of its training."""
+    shape = header["backbone"]["shape"]
+    patch = Patch(shape["tubelet_size"], shape["patch"], shape["patch"])
+    table = TABLES[shape["position"]](patch.grid_for(*header["backbone"]["trained"]), width)
+    return torch.cat([table.new_zeros(prefix, width), table])[None]
 
 
 JOINED = "attn.qkv.bias"

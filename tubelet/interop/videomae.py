@@ -22,7 +22,11 @@ from tubelet.interop.names import Table, renamed
 from tubelet.interop.tables import join_biases
 
 NAME = "videomae"
-TRUNK: Table = (("patch_embed.", "backbone.patch_embed."), ("blocks.", "backbone.blocks."))
+TRUNK: Table = (
+    ("patch_embed.", "backbone.patch_embed."),
+    ("blocks.", "backbone.blocks."),
+    ("cls_token", "backbone.class_token"),  # never VideoMAE's: an option of MVD's script
+)
 NORM: Table = (("norm.", "backbone.norm."),)
 DECODER: Table = (
     ("encoder_to_decoder.", "branches.pixels.decoder.project."),
@@ -47,7 +51,8 @@ def read(ledger: Ledger) -> Found:
     position = _position(ledger)
     if told.encoder_only:
         ledger.drop_all((*DECODERS, *HEADS), "only the encoder was asked for")
-    shape, in_chans = sizes.vit_shape(ledger.left, told, path, position)
+    token = "cls_token" in ledger.left
+    shape, in_chans = sizes.vit_shape(ledger.left, told, path, position, class_token=token)
     trained = sizes.trained_on(shape, told, settings, path, ledger.report.notes)
     ledger.move(TRUNK)
     if ledger.has("decoder."):
@@ -97,6 +102,8 @@ def _position(ledger: Ledger) -> PositionKind:
         return told
     if ledger.was("encoder.") or ledger.has(*DECODERS):
         return "sinusoid_1d"
+    if "cls_token" in ledger.left:
+        return "sincos_3d"
     marks: set[PositionKind] = {k for mark, k in MARKS.items() if mark in ledger.raw.settings}
     if len(marks) == 1:
         return marks.pop()
