@@ -1,7 +1,9 @@
 """Weights as they are stored: what opens them runs nothing, fills all, and says what it did."""
 
+import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,30 @@ def test_a_model_at_another_size_is_stored_and_loaded_as_it_was(tmp_path: Path) 
         assert again.card.clip == larger.card.clip
         assert torch.equal(again.forward_features(clip), larger.forward_features(clip))
         assert again.backbone.positions.mode == mode
+
+
+def test_a_model_by_name_takes_weights_of_others(tmp_path: Path) -> None:
+    """The name says what the file does not; what is new has to be named."""
+    small = replace(RUN, encoder=ViTShape(384, 12, 6), decoder=DecoderShape(192, 4, 3))
+    model = small.model()
+    model.card = Card(clip=CLIP, run=to_dict(small))
+    state = layouts.state_of(stored.found_of(model), "videomae")
+    path = tmp_path / "a.pth"
+    torch.save({"model": state, "args": argparse.Namespace(num_frames=8, input_size=32)}, path)
+    make = partial(tubelet.create, num_frames=8, checkpoint_path=path)
+    pretrain = make("pretrain_videomae_small_patch16_224", img_size=32)
+    assert equal(pretrain, model)
+    with pytest.raises(TubeletError, match=r"fc_norm\.weight is missing"):
+        make("vit_small_patch16_224", img_size=32, num_classes=5)
+    new = ["head", "fc_norm"]
+    larger = make("vit_small_patch16_224", img_size=64, num_classes=5, allow_missing=new)
+    assert larger.report.missing == ["fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"]
+    assert larger.backbone.trained == (8, 32, 32)  # its positions are resized from these
+    assert larger.card.clip.size == (64, 64)
+    assert torch.equal(
+        larger.backbone.blocks[3].mlp.fc1.weight, model.backbone.blocks[3].mlp.fc1.weight
+    )
+    torch.save({n: v for n, v in state.items() if n.startswith("encoder.")}, path)
+    name = "pretrain_videomae_small_patch16_224"
+    with pytest.raises(TubeletError, match=r"branches\.pixels\.decoder\.\S+ is missing"):
+        make(name, img_size=32)

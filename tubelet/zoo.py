@@ -6,13 +6,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tubelet import stored
 from tubelet.backbones import Encoder
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MVIT_BASE, MVIT_LARGE, MVIT_SMALL
+from tubelet.backbones.vit import ViTShape
 from tubelet.errors import TubeletError
-from tubelet.interop.found import Told
+from tubelet.interop.found import Found, Told
 from tubelet.methods.run import (
     Pretraining,
     changed,
@@ -64,6 +66,10 @@ def create(
     out is as in the name or the run: 16 frames, its size, 3 channels. `img_size`: pixels, one
     number or (height, width). `mean`, `std`: of each channel in [0,1]; needed for channels other
     than RGB or grey. The supervised MViTv2-B and L were published for 32x3 and 40x3 frames: say so.
+
+    `checkpoint_path`: weights of whatever layout (see `tubelet.load`). Positions are those of their
+    training, made for this size. A tensor that they lack is an error, unless `allow_missing` names
+    it (by the begin of its name): a new head is `["head", "fc_norm"]`, a new decoder `["branches"]`.
     """
     run, labelled = _known(name)
     size = img_size or run.clip.size
@@ -74,18 +80,53 @@ def create(
         in_chans=in_chans or run.clip.in_chans,
     )
     shape = replace(run.encoder, mean=mean or run.encoder.mean, std=std or run.encoder.std)
+    run = changed(run, clip=clip, encoder=shape)
+    found = None
+    if checkpoint_path:
+        found = _opened(checkpoint_path, run, labelled)
+        run = changed(run, clip=_trained_on(found, clip))
     if labelled:
-        encoder = new_encoder(shape, clip, drop_path=drop_path_rate)
+        encoder = new_encoder(shape, run.clip, drop_path=drop_path_rate)
         model: VideoModel = Classifier(encoder, num_classes)
         model.card = Card(clip=clip)
     else:
-        run = changed(run, clip=clip, encoder=shape)
         model = (changed(run, drop_path=drop_path_rate) if drop_path_rate else run).model()
         model.card = Card(clip=clip, run=to_dict(run))
-    if checkpoint_path:
+    if found is not None:
         told = Told(allow_missing=tuple(allow_missing))
-        stored.fill(model, stored.opened(checkpoint_path), told, checkpoint_path)
+        stored.fill(model, found, told, checkpoint_path)
+        model.report = found.report
     return model
+
+
+def _opened(path: str | Path, run: Pretraining, labelled: bool) -> Found:
+    """Weights for the model of this name, which says what files of others do not."""
+    if stored.is_ours(Path(path)):
+        found = stored.opened(path)
+    else:
+        shape: Any = run.encoder
+        decoder = getattr(run, "decoder", None)
+        told = Told(
+            position=getattr(shape, "position", None),
+            heads=shape.heads if isinstance(shape, ViTShape) else None,
+            decoder_heads=None if decoder is None else decoder.heads,
+        )
+        found = stored.opened(path, told)
+    if not labelled or found.kind == "classifier":
+        return found
+    rest = ("branches.", "backbone.norm.", "backbone.mask_token")  # what only pretraining has
+    weights = {n: v for n, v in found.weights.items() if not n.startswith(rest)}
+    return replace(found, weights=weights)
+
+
+def _trained_on(found: Found, clip: ClipSpec) -> ClipSpec:
+    """The clips that a plain encoder of these weights keeps its positions for; a multiscale one has
+    its tables resized."""
+    backbone = found.header["backbone"]
+    if "width" not in backbone["shape"]:
+        return clip
+    frames, height, width = backbone["trained"]
+    return replace(clip, num_frames=frames, size=(height, width))
 
 
 def _known(name: str) -> tuple[Pretraining, bool]:
