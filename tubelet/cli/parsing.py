@@ -45,14 +45,17 @@ def parse_as_the_run(
 def options_of(name: str, config: Any, *fields: tuple[Any, ...]) -> type:
     """Options of a verb: its own, then those of a config, with this config's values as defaults."""
     flat = Annotated[type(config), tyro.conf.arg(name="")]
-    return dataclasses.make_dataclass(name, [*fields, ("config", flat, config)], frozen=True)
+    return dataclasses.make_dataclass(
+        name, [*fields, ("config", flat, config)], frozen=True, kw_only=True
+    )
 
 
 def told_options() -> tuple[str, Any, Any]:
     """The field of options that say what weights of others do not say of themselves."""
-    from tubelet.interop.found import NOTHING, Told
+    from tubelet.interop.found import NOTHING
+    from tubelet.methods.run import OfOthers
 
-    return ("told", Annotated[Told, tyro.conf.arg(name="")], NOTHING)
+    return ("told", OfOthers, NOTHING)
 
 
 def option(kind: Any, text: str, *more: Any) -> Any:

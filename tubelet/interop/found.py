@@ -112,17 +112,23 @@ class Question(NamedTuple):
     @property
     def name(self) -> str:
         """Its field of `Told`."""
-        return self.flag.removeprefix("--").replace("-", "_")
+        return self.flag.removeprefix("--").rpartition(".")[2].replace("-", "_")
 
 
 class Unsaid(TubeletError):
     """What a file does not say of itself, all of it at once; `questions` holds each."""
 
     def __init__(self, path: str | Path, questions: Sequence[Question]):
-        self.questions = tuple(questions)
+        self.path, self.questions = path, tuple(questions)
         what = "; nor ".join(question.what for question in questions)
         say = ", ".join(f"{q.flag} {q.choices} (in Python: {q.name}=...)" for q in questions)
         super().__init__(f"{path} does not say {what}. Say it: {say}.")
+
+    def of(self, network: str) -> Unsaid:
+        """The same of one of several networks, whose flags have its name in front."""
+        flags = [f"--{network}.{question.flag.removeprefix('--')}" for question in self.questions]
+        asked = zip(self.questions, flags, strict=True)
+        return Unsaid(self.path, [question._replace(flag=flag) for question, flag in asked])
 
 
 def ask(path: str | Path, what: str, flag: str, choices: str, guess: Any) -> Unsaid:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
+import tyro
+
 from tubelet.data.mix import Mixing
 from tubelet.errors import TubeletError
 from tubelet.interop.found import NOTHING, Told
@@ -28,7 +30,7 @@ class Distil(Finetune):
     verb = "distil"
     teacher: str = ""
     """Fine-tuned classifier to learn from: a run folder, a checkpoint, or a file of others."""
-    teacher_told: Told = NOTHING
+    teacher_told: Annotated[Told, tyro.conf.arg(name="teacher")] = NOTHING
     temperature: float = 1.0
     """Divides the logits of both: above 1, the small probabilities of the teacher count more."""
     labels: bool = True

@@ -11,8 +11,8 @@ from tubelet.data import transforms
 from tubelet.data.mix import Mixing
 from tubelet.data.transforms import Augment
 from tubelet.errors import TubeletError
-from tubelet.interop.found import NOTHING, Told
-from tubelet.methods.run import AnyEncoder, Flat, Run
+from tubelet.interop.found import NOTHING
+from tubelet.methods.run import AnyEncoder, Flat, OfOthers, Run
 from tubelet.model import Classifier
 from tubelet.train.config import TrainConfig
 
@@ -36,7 +36,7 @@ class Finetune(Run):
     verb = "finetune"
     weights: str = ""
     """Pretrained encoder: a run folder, a checkpoint, or a file of others. Empty trains from scratch."""
-    told: Annotated[Told, Flat] = NOTHING
+    told: OfOthers = NOTHING
     val: str = ""
     """Labelled videos that are scored after each epoch, on one centred clip each."""
     label_kind: Literal["auto", "single", "multi", "regression"] = "auto"

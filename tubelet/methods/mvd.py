@@ -55,6 +55,10 @@ class Distilled:
     training."""
     position: PositionKind | None = None
     """Kind of positions of a published file that does not tell: a fine-tuned one."""
+    heads: int | None = None
+    """Heads of a published file's attention, where its width is none of the published."""
+    trained: tuple[int, int, int] | None = None
+    """Frames, height and width of a published file's clips, where not 16 224 224."""
     precision: Precision = "auto"
     """Of the teacher; auto: bf16 on a GPU that has it, else float32."""
     momentum: float = 0.999
@@ -139,7 +143,8 @@ class MVD(Pretraining):
     def teacher_options(self, branch: str) -> dict[str, Any]:
         """How the teacher of a branch is loaded."""
         one = self.distilled()[branch]
-        return {"positions": one.positions, "position": one.position}
+        names = ("positions", "position", "heads", "trained")
+        return {name: getattr(one, name) for name in names}
 
     def teacher_flags(self, branch: str) -> tuple[str, str]:
         """How a user gives the teacher of a branch, and how the branch is left out."""

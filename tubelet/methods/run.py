@@ -35,6 +35,7 @@ from tubelet.data.sources import DataSource
 from tubelet.data.transforms import Augment
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.errors import TubeletError
+from tubelet.interop.found import Told
 from tubelet.methods.records import record
 from tubelet.methods.source_words import Sources
 from tubelet.model import MaskedModel
@@ -43,6 +44,8 @@ from tubelet.train.config import TrainConfig
 
 R = TypeVar("R", bound="Run")
 Flat = tyro.conf.arg(name="")  # flags without the field's name in front
+# What weights of others do not say: a group of its own, with flags as short as those of a run.
+OfOthers = Annotated[Told, tyro.conf.arg(name="weights-of-others"), tyro.conf.OmitArgPrefixes]
 AnyEncoder = Annotated[Encoder, tyro.conf.AvoidSubcommands]  # flags of the kind that a run has
 
 

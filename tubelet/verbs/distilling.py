@@ -11,7 +11,7 @@ import torch
 
 from tubelet.data.lists import Entry, VideoList, read_list
 from tubelet.errors import TubeletError
-from tubelet.interop.found import NOTHING, Told
+from tubelet.interop.found import NOTHING, Told, Unsaid
 from tubelet.methods.distil import Distil, distilling
 from tubelet.methods.run import changed, to_dict
 from tubelet.model import Card
@@ -92,7 +92,14 @@ def distil_from(
     run = distilling(finetune_from(weights, told))
     if weights or not teacher:
         return run
-    return changed(run, clip=classifier(teacher, teacher_told).module.card.clip)
+    return changed(run, clip=_classifier(teacher, teacher_told).module.card.clip)
+
+
+def _classifier(teacher: str | Path, told: Told) -> Teacher:
+    try:
+        return classifier(teacher, told)
+    except Unsaid as unsaid:
+        raise unsaid.of("teacher") from None
 
 
 def _taught_by(run: Distil) -> tuple[Teacher, VideoList]:
@@ -101,7 +108,7 @@ def _taught_by(run: Distil) -> tuple[Teacher, VideoList]:
         raise TubeletError(
             "The teacher is missing: pass --teacher with a fine-tuned run's folder or a checkpoint."
         )
-    teacher = classifier(run.teacher, run.teacher_told)
+    teacher = _classifier(run.teacher, run.teacher_told)
     card: Card = teacher.module.card
     _sees_the_clips(teacher, card, run)
     numbers = card.label_kind == "regression"

@@ -15,6 +15,7 @@ from tubelet.data.lists import VideoList
 from tubelet.data.order import check_drawn
 from tubelet.data.sources import examine
 from tubelet.errors import TubeletError
+from tubelet.interop.found import Unsaid
 from tubelet.methods.run import Pretraining, to_dict
 from tubelet.model import Card
 from tubelet.targets.features import Teacher
@@ -164,7 +165,14 @@ def _teachers(
             f"folder, a checkpoint or a Hugging Face model's folder, or {leave} to learn without it."
         )
     return {
-        name: given[name] if name in given else load_teacher(source, **run.teacher_options(name))
+        name: given[name] if name in given else _teacher(run, name, source)
         for name, source in needed.items()
         if name not in nowhere
     }
+
+
+def _teacher(run: Pretraining, name: str, source: str) -> Teacher:
+    try:
+        return load_teacher(source, **run.teacher_options(name))
+    except Unsaid as unsaid:
+        raise unsaid.of(name) from None
