@@ -153,13 +153,10 @@ def kind_of_table(
     rows, width = table.float(), table.shape[1]
     if not rows[:prefix].any():
         for kind in kinds:
-            fits = width % WIDTHS.get(kind, 1) == 0
-            own = TABLES[kind](grid, width) if fits else rows
-            if (
-                fits
-                and own.shape == rows[prefix:].shape
-                and (rows[prefix:] - own).abs().max() < 1e-5
-            ):
+            if width % WIDTHS.get(kind, 1):
+                continue
+            own = TABLES[kind](grid, width)
+            if own.shape == rows[prefix:].shape and (rows[prefix:] - own).abs().max() < 1e-5:
                 return kind
     return "learned"
 

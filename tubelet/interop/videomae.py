@@ -149,14 +149,10 @@ def spell(found: Found, name: str) -> str:
 
 def require(found: Found, layout: str, **shape: Any) -> None:
     """TubeletError for a model that this layout cannot hold: of other shape, or other branches."""
-    own = found.header["backbone"]["shape"]
+    own = {"class_token_of": "clip", **found.header["backbone"]["shape"]}
     wrong = [
         f"{name} {own.get(name)!r} (it has {value!r})"
-        for name, value in {
-            "tubelet_size": own.get("tubelet_size"),
-            "hide": "drop",
-            **shape,
-        }.items()
+        for name, value in {"hide": "drop", "class_token_of": "clip", **shape}.items()
         if own.get(name) != value
     ]
     if "width" not in own:
