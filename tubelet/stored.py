@@ -68,14 +68,20 @@ def load(
     """
     told = record(Told, {**told.said(), **said})
     found = resized(opened(path, told), num_frames, img_size, positions)
-    model = _built(found.header, told, path)
-    fill(model, found, told, path)
-    model.card = card_of(found.header, path)
-    model.origin, model.report = found.origin, found.report
+    model = made(found, told, path)
     if found.report.layout != "tubelet" or told.inflate:
         log.info("%s", found.report.line())
         for note in found.report.notes:
             log.info("  %s", note)
+    return model
+
+
+def made(found: Found, told: Told, path: str | Path) -> VideoModel:
+    """The model that was found at `path`, in eval mode; see `load`."""
+    model = _built(found.header, told, path)
+    fill(model, found, told, path)
+    model.card = card_of(found.header, path)
+    model.origin, model.report = found.origin, found.report
     return model.eval()
 
 
