@@ -5,9 +5,12 @@ outputs, losses, `grad.<published name>`), as described in tests/golden/README.m
 `image_teacher.safetensors` and `video_teacher.safetensors`. Every tensor of `io.safetensors` is an
 input or is compared; one without a counterpart is a failure. The error of a tensor is its largest
 absolute difference over the reference's largest absolute value. Position tables among the weights
-are fixed: they are named as not loaded, and one that is not equal to ours stops the check.
-Of histograms of gradients 0.1 % of the cells may
-differ, whose gradients lie on the edge of a bin. Exit code 1 if any error is above the tolerance.
+are fixed: one that is not equal to ours stops the check. Of histograms of gradients 0.1 % of the cells
+may differ, whose gradients lie on the edge of a bin.
+
+Weights are read by `tubelet.load`, which is told what they do not say: heads, sizes, positions. Then
+they are written back in their own layout, directly and by way of a file of ours, and must be the file's,
+bit by bit. Exit code 1 if they are not, or if any error is above the tolerance.
 """
 
 from __future__ import annotations
@@ -15,68 +18,96 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+import tubelet
+from tubelet import stored
 from tubelet.backbones.mvit import MViT, MViTShape
-from tubelet.backbones.vit import ViT, ViTShape
-from tubelet.decoders import DecoderShape, Joint
-from tubelet.interop import mae, maskfeat, mvd, videomae
+from tubelet.interop import layouts, mae, maskfeat, mvd, videomae
 from tubelet.interop.names import Table, renamed
-from tubelet.losses import mse
 from tubelet.masks import pack
-from tubelet.methods.mae import ImageMAE
 from tubelet.methods.maskfeat import MaskFeat
-from tubelet.methods.mvd import MVD, Distilled
-from tubelet.model import Branch, Classifier, MaskedModel
+from tubelet.model import Classifier, VideoModel
 from tubelet.shapes import ClipSpec
-from tubelet.targets.pixels import Pixels
 from tubelet.teachers import connect, load_teacher
 from tubelet.train.checkpoint import apply_weights
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a folder holds."""
+    """What a folder holds; `trips`: what became of each file on its way back."""
 
     folder: Path
     config: dict[str, Any]
     weights: Mapping[str, Tensor]
     io: Mapping[str, Tensor]
+    trips: dict[str, str] = field(default_factory=dict)
 
 
 Case = Callable[[Given], dict[str, Tensor]]
 KINDS = {"sinusoid-1d-flattened": "sinusoid_1d", "sincos-3d-separable": "sincos_3d"}
 
 
-def shape_of(config: dict[str, Any], **options: Any) -> ViTShape:
-    encoder = config["encoder"]
-    return ViTShape(
-        encoder["dim"],
-        encoder["depth"],
-        encoder["heads"],
-        config["mlp_ratio"],
-        config["patch_size"],
-        config["tubelet_size"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        **options,
-    )
+def loaded(given: Given, file: str = "weights", **told: Any) -> Any:
+    """The model of a file of the folder, by `tubelet.load`, once the way back was tried."""
+    path = given.folder / f"{file}.safetensors"
+    model = tubelet.load(path, **told)
+    given.trips[file] = round_trip(path, model)
+    as_normalised(model, given.config)
+    return model
 
 
-def vit(config: dict[str, Any], **options: Any) -> ViT:
-    return ViT(
-        shape_of(config, position=KINDS[config["pos_embed"]]),
-        trained=(config["num_frames"], config["img_size"], config["img_size"]),
-        in_chans=config["in_chans"],
-        **options,
-    )
+def round_trip(path: Path, model: VideoModel) -> str:
+    """ "" where the model gives the file back bit by bit, names, their order and precision included:
+    directly, and through a file of ours; else what differs."""
+    with safe_open(path, framework="pt") as file:
+        before = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    layout = model.origin.layout
+    with tempfile.TemporaryDirectory() as folder:
+        ours, theirs = Path(folder, "ours.safetensors"), Path(folder, "theirs.safetensors")
+        stored.save(model, ours)
+        again = tubelet.load(ours)
+        layouts.write(stored.found_of(again), layout, theirs)
+        ways = {
+            "directly": layouts.state_of(stored.found_of(model), layout),
+            "through a file of ours": layouts.state_of(stored.found_of(again), layout),
+            "in the file written": load_file(theirs),
+        }
+        for way, after in ways.items():
+            names = set(before) ^ set(after)
+            names |= {n for n in set(before) & set(after) if not same(before[n], after[n])}
+            if names:
+                return f"{way}, {len(names)} tensors differ: {', '.join(sorted(names)[:4])}"
+            if list(after) != list(before) and way != "in the file written":  # it has its own order
+                return f"{way}, the order of the names differs"
+    return ""
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(-1), b.view(-1))
+
+
+def as_normalised(model: torch.nn.Module, config: dict[str, Any]) -> None:
+    """Pixels are normalised as the config says: no file of weights does."""
+    for module in model.modules():
+        for name, values in module.named_buffers(recurse=False):
+            if name in ("mean", "std") and values.numel() == len(config[name]):
+                values.copy_(torch.tensor(config[name]).view_as(values))
+
+
+def told_of(config: dict[str, Any], *, decoder: bool = False) -> dict[str, Any]:
+    """What the weights do not say of themselves."""
+    told = {"heads": config["encoder"]["heads"], "trained": clips_of(config)}
+    return told | ({"decoder_heads": config["decoder"]["heads"]} if decoder else {})
 
 
 def unit_range(clip: Tensor, config: dict[str, Any]) -> Tensor:
@@ -85,20 +116,21 @@ def unit_range(clip: Tensor, config: dict[str, Any]) -> Tensor:
     return clip * std + mean
 
 
-def clips_of(config: dict[str, Any]) -> ClipSpec:
-    return ClipSpec(num_frames=config["num_frames"], size=(config["img_size"],) * 2)
-
-
-def decoder_of(config: dict[str, Any]) -> DecoderShape:
-    size = config["decoder"]
-    return DecoderShape(size["dim"], size["depth"], size["heads"])
+def clips_of(config: dict[str, Any]) -> tuple[int, int, int]:
+    """Frames, height, width."""
+    size = config["img_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    return config["num_frames"], height, width
 
 
 def gradients(
     model: torch.nn.Module, names_back: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
+    """Of every parameter that has one, under the names in its file."""
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return {f"grad.{name}": grad for name, grad in names_back(grads).items()}
+    origin: Any = model.origin
+    theirs = {} if origin is None else {plain: name for name, plain in origin.names.items()}
+    return {f"grad.{theirs.get(n, n)}": grad for n, grad in names_back(grads).items()}
 
 
 def backwards(table: Table) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor]]:
@@ -107,17 +139,7 @@ def backwards(table: Table) -> Callable[[Mapping[str, Tensor]], dict[str, Tensor
 
 def videomae_pretrain(given: Given) -> dict[str, Tensor]:
     config, io = given.config, given.io
-    backbone = vit(config)
-    decoder = Joint(
-        backbone.dim,
-        config["in_chans"] * config["tubelet_size"] * config["patch_size"] ** 2,
-        decoder_of(config),
-        trained=backbone.grid,
-        position=backbone.shape.position,
-    )
-    target = Pixels(backbone.patch, config["in_chans"])
-    model = MaskedModel(backbone, [Branch("pixels", decoder, target, mse)])
-    apply_weights(model, renamed(given.weights, videomae.PRETRAIN), "the case")
+    model = loaded(given, position=KINDS[config["pos_embed"]], **told_of(config, decoder=True))
     asked = ~io["decoder_mask"][:, None] if "decoder_mask" in io else None  # VideoMAE V2
     clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None], asked)
     total, weight = model(clip, masks)["loss"]
@@ -125,7 +147,7 @@ def videomae_pretrain(given: Given) -> dict[str, Tensor]:
     loss.backward()
     return {
         "pred": model.predict(clip, masks)["pixels"],
-        "target": target(clip, masks.asked.flatten(1)),
+        "target": model.branches["pixels"].target(clip, masks.asked.flatten(1)),
         "loss": loss.reshape(1),
         **gradients(model, backwards(videomae.PRETRAIN)),
     }
@@ -133,29 +155,17 @@ def videomae_pretrain(given: Given) -> dict[str, Tensor]:
 
 def mvd_pretrain(given: Given) -> dict[str, Tensor]:
     config, io = given.config, given.io
-    frames, side = config["num_frames"], config["img_size"]
-    run = MVD(
-        clip=clips_of(config),
-        encoder=shape_of(config, position=KINDS[config["pos_embed"]]),
-        decoder=decoder_of(config),
-        drop_path=0.0,
-        image=Distilled(width=config["image_teacher"]["dim"]),
-        video=Distilled(width=config["video_teacher"]["dim"]),
-    )
-    model = run.model()
-    apply_weights(model, mvd.from_published(given.weights, model), "the case")
-    # The image teacher's file tells its size, by its table; the video teacher's does not.
-    trained = {"image": None, "video": (frames, side, side)}
-    teachers = {
-        name: load_teacher(
-            given.folder / f"{name}_teacher.safetensors",
-            heads=config[f"{name}_teacher"]["heads"],
-            trained=size,
-        )
-        for name, size in trained.items()
-    }
+    model = loaded(given, position=KINDS[config["pos_embed"]], **told_of(config, decoder=True))
+    kinds = {"image": "sincos_2d", "video": "sinusoid_1d"}
+    teachers = {}
+    for name in model.branches:
+        told = {"heads": config[f"{name}_teacher"]["heads"], "position": kinds[name]}
+        # The image teacher's file tells its size, by its table; the video teacher's does not.
+        told |= {"trained": clips_of(config)} if name == "video" else {}
+        loaded(given, f"{name}_teacher", **told)
+        teachers[name] = load_teacher(given.folder / f"{name}_teacher.safetensors", **told)
+        as_normalised(teachers[name].module, config)
     connect(model, teachers)
-    print(f"  not loaded, equal to ours: {', '.join(mvd.TABLES)}, image_teacher's pos_embed")
     clip, masks = unit_range(io["clip"], config), pack(io["mask"][:, None])
     terms = model(clip, masks)
     (terms["loss"][0] / terms["loss"][1]).backward()
@@ -164,21 +174,14 @@ def mvd_pretrain(given: Given) -> dict[str, Tensor]:
         total, weight = terms[name]
         found[f"pred_{name}"] = pred
         found[f"loss_{name}"] = (total / weight).reshape(1)
-        found[f"teacher_{name}"] = model.branches[name].target(clip)  # pyright: ignore
+        found[f"teacher_{name}"] = model.branches[name].target(clip)
     return found
 
 
 def image_mae_pretrain(given: Given) -> dict[str, Tensor]:
     config, io = given.config, given.io
-    run = ImageMAE(
-        clip=clips_of(config),
-        encoder=shape_of(config, position="sincos_2d", class_token=True),
-        decoder=decoder_of(config),
-        normalise_target=config["norm_pix_loss"],
-    )
-    model = run.model()
-    apply_weights(model, mae.from_published(given.weights, model), "the case")
-    print(f"  not loaded, equal to ours: {', '.join(mae.TABLES)}")
+    model = loaded(given, position="sincos_2d", **told_of(config, decoder=True))
+    model.branches["pixels"].target.normalise = config["norm_pix_loss"]
     clip = unit_range(io["image"].unsqueeze(2), config)
     hidden = io["mask"][:, None].bool()
     masks = pack(hidden, torch.ones_like(hidden))  # all are predicted, the hidden ones count
@@ -190,6 +193,11 @@ def image_mae_pretrain(given: Given) -> dict[str, Tensor]:
         "loss": loss.reshape(1),
         **gradients(model, mae.names_back),
     }
+
+
+def clip_spec(config: dict[str, Any]) -> ClipSpec:
+    frames, *size = clips_of(config)
+    return ClipSpec(num_frames=frames, size=tuple(size))
 
 
 def mvit_of(config: dict[str, Any]) -> MViTShape:
@@ -216,7 +224,7 @@ def mvit_of(config: dict[str, Any]) -> MViTShape:
 
 def maskfeat_pretrain(given: Given) -> dict[str, Tensor]:
     config, io = given.config, given.io
-    model = MaskFeat(clip=clips_of(config), encoder=mvit_of(config)).model()
+    model = MaskFeat(clip=clip_spec(config), encoder=mvit_of(config)).model()
     ours = maskfeat.from_published(given.weights, maskfeat.PRETRAIN)
     apply_weights(model, ours, "the case")
     hidden = io["mask"].bool()
@@ -251,8 +259,7 @@ def classifier(given: Given) -> dict[str, Tensor]:
     config = given.config
     if "dim_mul" in config:
         return mvit_classifier(given)
-    model = Classifier(vit(config, final_norm=False), config["num_classes"]).eval()
-    apply_weights(model, renamed(given.weights, videomae.CLASSIFIER), "the case")
+    model = loaded(given, position=KINDS[config["pos_embed"]], **told_of(config))
     clip = unit_range(given.io["clip"], config)
     tokens = model.forward_features(clip)
     logits = model(clip)
@@ -276,14 +283,16 @@ CASES: dict[str, Case] = {
 }
 
 
-def compare(folder: Path) -> dict[str, float]:
-    """{tensor: largest relative error}; infinite for one without a counterpart or shape."""
+def compare(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
+    """{tensor: largest relative error}; infinite for one without a counterpart or shape. And what
+    became of each file on its way back, by a line: "" for one that is as it was."""
     config = json.loads((folder / "config.json").read_text())
     if config.get("method") not in CASES:
         raise SystemExit(f"{folder}: method {config.get('method')!r} is none of {sorted(CASES)}")
     io = load_file(folder / "io.safetensors")
     weights = load_file(folder / "weights.safetensors")
-    ours = CASES[config["method"]](Given(folder, config, weights, io))
+    given = Given(folder, config, weights, io)
+    ours = CASES[config["method"]](given)
     errors = {}
     for name in sorted(set(io) - INPUTS):
         mine = ours.get(name)
@@ -295,7 +304,7 @@ def compare(folder: Path) -> dict[str, float]:
         if config["method"] == "maskfeat" and name in HISTOGRAMS:
             error = _apart_from_edges(error, name)
         errors[name] = float(error.max())
-    return errors
+    return errors, given.trips
 
 
 def _apart_from_edges(error: Tensor, name: str) -> Tensor:
@@ -313,10 +322,16 @@ def main() -> int:
     failed = False
     for folder in args.folder:
         print(folder.name)
-        for name, error in compare(folder).items():
+        errors, trips = compare(folder)
+        for name, error in errors.items():
             bad = not error <= args.tolerance
             failed |= bad
             print(f"  {'FAIL' if bad else 'ok  '} {error:9.2e}  {name}")
+        for file, wrong in trips.items():
+            failed |= bool(wrong)
+            count = len(load_file(folder / f"{file}.safetensors"))
+            told = wrong or f"{count:3} tensors bit-identical"
+            print(f"  {'FAIL' if wrong else 'ok  '} round trip  {told}  {file}")
     return int(failed)
 
 
