@@ -16,7 +16,8 @@ from tubelet.interop import mae, mvd, videomae
 from tubelet.interop.found import NOTHING, Found, Origin, Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import some
-from tubelet.interop.reading import DEEPSPEED, read_raw
+from tubelet.interop.opening import is_deepspeed
+from tubelet.interop.reading import read_raw
 from tubelet.interop.sizes import PATCHES
 
 
@@ -143,4 +144,4 @@ KEPT = "origin."
 
 def is_folder(path: Path) -> bool:
     """Whether a folder holds weights of others: DeepSpeed's."""
-    return (path / DEEPSPEED).is_file()
+    return is_deepspeed(path)

@@ -1,32 +1,33 @@
-"""Files of others, opened without trust: what they hold is data, and nothing in them is run.
+"""State dicts out of the files of others: what is in them is data, and nothing in them is run.
 
-The kind of a file is read from its first bytes, not from its name. Before anything is unpacked the
-sizes that it claims are held against the size that it has.
+See `opening` for how a file is opened, and `pickles` for what it may ask.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tubelet.errors import TubeletError
 from tubelet.interop.names import some
+from tubelet.interop.opening import contents, weights_in
+from tubelet.interop.pickles import Namespace
 from tubelet.interop.report import Dropped
 
-DEEPSPEED = "mp_rank_00_model_states.pt"  # in a folder checkpoint-<epoch>
 WRAPPERS = ("model", "module", "model_state", "state_dict")
-AVERAGES = ("model_ema",)  # taken where asked for by name
+AVERAGES = ("model_ema", "ema", "ema_state_dict")  # taken where asked for by name
+SETTINGS = ("args", "cfg", "config", "hyper_parameters")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+MOST_LEVELS = 4  # of entries within entries
+MOST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Raw:
     path: Path
     state: dict[str, Tensor]
     wrapper: str = ""  # the entries in which they lay, as in "model" or "model.module"
-    settings: dict[str, Any] = field(default_factory=dict)  # of the training that wrote it
+    # Plain values saved beside: epoch, and those of the training that wrote it (its `args`, or its
+    # `cfg` as in "DATA.NUM_FRAMES").
+    settings: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     dropped: tuple[Dropped, ...] = ()  # what lay beside the weights
 
@@ -44,102 +47,206 @@ class Raw:
 def read_raw(path: Path, wrapper: str = "") -> Raw:
     """A weights file, or DeepSpeed's folder -> its state dict and the settings saved with it.
 
-    TubeletError for what is damaged, would run code, or claims more than it holds.
+    `wrapper`: the entry to read, where several hold weights. TubeletError for what is damaged, would
+    run code, claims more than it holds, or holds no weights.
     """
-    path = path / DEEPSPEED if path.is_dir() else path
-    if begin(path)[:2] in (b"PK", b"\x80\x02"):
-        return _unwrapped(path, _unpickled(path), wrapper)
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, error) from error
-    return Raw(path, _checked(state, path))
-
-
-def begin(path: Path) -> bytes:
-    """The first bytes of a file."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(16)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unpickled(path: Path) -> Any:
-    """What torch.save wrote. Only tensors, plain values and an `argparse.Namespace` are read."""
-    zipped = begin(path)[:2] == b"PK"
-    try:
-        if zipped:
-            _check_zip(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from error
-    except pickle.UnpicklingError as error:
-        raise _unreadable(path, error) from error
-
-
-def _check_zip(path: Path) -> None:
-    """TubeletError for an archive that unpacks to more than it is."""
-    with zipfile.ZipFile(path) as archive:
-        size = path.stat().st_size
-        if sum(entry.file_size for entry in archive.infolist()) > size:
-            raise TubeletError(f"{path} would unpack to more than its {size} bytes: refused.")
-
-
-def _unwrapped(path: Path, found: Any, wanted: str) -> Raw:
-    """Takes the weights out of the entries that training scripts put them into."""
+    path = weights_in(path) if path.is_dir() else path
+    found, names = contents(path), []
     settings: dict[str, Any] = {}
     dropped: list[Dropped] = []
-    names: list[str] = []
-    while isinstance(found, Mapping) and not _is_state(found):
-        if isinstance(found.get("args"), argparse.Namespace):
-            settings |= vars(found["args"])
-        have = [w for w in (*WRAPPERS, *AVERAGES) if isinstance(found.get(w), Mapping)]
-        if wanted and wanted not in names and wanted not in have and have:
-            raise TubeletError(f"{path} has no entry {wanted!r}: it has {', '.join(have)}.")
-        usual = [w for w in have if w in WRAPPERS] or have
-        if not usual:
+    wanted = wrapper.split(".") if wrapper else []
+    while isinstance(found, Mapping) and len(names) < MOST_LEVELS:
+        chosen = _chosen(found, wanted, path)
+        settings = _settings_of(found) | settings
+        if chosen is None:
             break
-        if len(usual) > 1 and wanted not in have:
-            raise TubeletError(
-                f"{path} holds weights in several entries. Say which: --wrapper "
-                f"{' or '.join(usual)} (in Python: wrapper=...)."
-            )
-        chosen = wanted if wanted in have else usual[0]
-        why = "training state" if chosen else ""
-        dropped += [Dropped(str(k), why) for k in found if k not in (chosen, "args")]
+        dropped += [_left_out(str(key), found[key]) for key in found if key != chosen]
         names.append(chosen)
+        wanted = wanted[1:] if wanted[:1] == [chosen] else wanted
         found = found[chosen]
-    if not isinstance(found, Mapping) or not found or not _is_state(found):
+    if wanted:
+        raise TubeletError(
+            f"{path} has no entry {'.'.join(wanted)!r} with weights: it holds {_held(found)}. Leave "
+            "--wrapper out."
+        )
+    state, beside = _state(found, path)
+    state, buffers = _checked(state, path)
+    return Raw(path, state, ".".join(names), settings, dropped=(*dropped, *beside, *buffers))
+
+
+def _chosen(found: Mapping[Any, Any], wanted: list[str], path: Path) -> str | None:
+    """The entry of this level in which the weights lie; None where they lie in the level itself."""
+    if wanted and _weighs(found.get(wanted[0])):
+        return wanted[0]
+    have = [name for name in WRAPPERS if _weighs(found.get(name))]
+    averages = [name for name in AVERAGES if _weighs(found.get(name))]
+    if not have and averages:
+        raise TubeletError(
+            f"{path} holds averaged weights alone. If they are wanted, say so: --wrapper {averages[0]} "
+            f"(in Python: wrapper={averages[0]!r})."
+        )
+    if len(have) > 1 and not all(_same(found[have[0]], found[name]) for name in have[1:]):
+        raise TubeletError(
+            f"{path} holds weights in several entries. Say which: --wrapper {' or '.join(have)} (in "
+            "Python: wrapper=...)."
+        )
+    return have[0] if have else None
+
+
+def _weighs(entry: Any) -> bool:
+    """Whether an entry is a dict with tensors, at once or further within."""
+    for _ in range(MOST_LEVELS):
+        if not isinstance(entry, Mapping) or not entry:
+            return False
+        if any(isinstance(value, Tensor) for value in entry.values()):
+            return True
+        entry = next((entry[name] for name in (*WRAPPERS, *AVERAGES) if name in entry), None)
+    return False
+
+
+def _same(one: Mapping[Any, Any], other: Mapping[Any, Any]) -> bool:
+    """Whether two entries hold the same tensors."""
+    return list(one) == list(other) and all(
+        isinstance(value, Tensor)
+        and isinstance(other[name], Tensor)
+        and value.dtype == other[name].dtype
+        and (
+            (value.data_ptr(), value.shape) == (other[name].data_ptr(), other[name].shape)
+            or torch.equal(value, other[name])
+        )
+        for name, value in one.items()
+    )
+
+
+def _left_out(name: str, value: Any) -> Dropped:
+    if name in (*WRAPPERS, *AVERAGES) and _weighs(value):
+        why = f"another set of weights: --wrapper {name} reads it"
+        return Dropped(name, why if name in AVERAGES else "the same weights again")
+    return Dropped(name, "settings" if name in SETTINGS or _is_plain(value) else "training state")
+
+
+def _settings_of(found: Mapping[Any, Any]) -> dict[str, Any]:
+    """What a level says in plain values; of its training's settings those that are plain."""
+    told = {str(key): value for key, value in found.items() if _is_plain(value)}
+    for name in SETTINGS:
+        inner = found.get(name)
+        told.pop(name, None)
+        if isinstance(inner, Namespace):
+            inner = getattr(inner, "values", {})
+        elif isinstance(inner, argparse.Namespace):
+            inner = vars(inner)
+        elif isinstance(inner, str):
+            inner = read_cfg(inner)
+        if isinstance(inner, Mapping):
+            told |= {
+                str(key): value for key, value in inner.items() if _is_plain(value, lists=True)
+            }
+    return told
+
+
+def _is_plain(value: Any, *, lists: bool = False) -> bool:
+    if lists and isinstance(value, (list, tuple)):
+        return len(value) <= 1024 and all(_is_plain(one) for one in value)
+    if isinstance(value, str):
+        return len(value) < MOST_TEXT
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def read_cfg(text: str) -> dict[str, Any]:
+    """PySlowFast's settings as it saves them -> {"DATA.NUM_FRAMES": 16, ...}.
+
+    Of YAML only what they need: two levels of `KEY: value`, and lists of plain values, lists in them
+    joined; anything else is left out.
+    """
+    found: dict[str, Any] = {}
+    section = key = ""
+    for line in text[:MOST_TEXT].splitlines():
+        entry = re.fullmatch(r"(  )?([A-Za-z_]\w*):(?: (.*))?", line)
+        item = re.fullmatch(r" *(?:- )+(\[[^\[\]]*\]|[^-:\[{\s][^:]*|-?[\d.]\S*)", line)
+        if entry:
+            inside, name, value = entry.groups()
+            section = section if inside else ("" if value else name)
+            key = f"{section}.{name}" if inside and section else name
+            if value is not None:
+                found[key] = _value(value)
+        elif item and key:
+            listed = found.setdefault(key, [])
+            if isinstance(listed, list):
+                value = _value(item[1])
+                listed += value if isinstance(value, list) else [value]
+        elif line.startswith("   ") or re.match(r"(  )?- ", line):
+            found.pop(key, None)  # deeper than is read
+            key = ""
+    return found
+
+
+def _value(text: str) -> Any:
+    """A scalar of YAML, or a list of them in brackets."""
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        return [_value(part) for part in text[1:-1].split(",") if part.strip()]
+    if text in ("true", "false", "null", "~", ""):
+        return {"true": True, "false": False}.get(text)
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")
+
+
+def _state(found: Any, path: Path) -> tuple[dict[str, Tensor], list[Dropped]]:
+    """A dict of tensors by name, and what lay among them."""
+    tensors = (
+        {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+        if isinstance(found, Mapping)
+        else {}
+    )
+    if not tensors:
         raise TubeletError(
             f"{path} holds no state dict: expected tensors by name, or a dict with them under "
             f"{', '.join(map(repr, WRAPPERS))}; it holds {_held(found)}."
         )
-    return Raw(
-        path,
-        _checked({str(k): v for k, v in found.items()}, path),
-        ".".join(names),
-        settings,
-        dropped=tuple(dropped),
-    )
+    nested = [
+        str(name) for name, value in found.items() if isinstance(value, Mapping) and _weighs(value)
+    ]
+    if nested:
+        raise TubeletError(
+            f"{path} holds tensors both by themselves and under {some(nested)}. Say --wrapper "
+            f"{nested[0]} for those (in Python: wrapper=...), or save the ones that you want."
+        )
+    return tensors, [_left_out(str(k), v) for k, v in found.items() if not isinstance(v, Tensor)]
 
 
-def _is_state(found: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in found.values())
-
-
-def _checked(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """TubeletError for tensors that claim more than the file holds, or are no floats."""
-    for name, value in state.items():
+def _checked(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[Dropped]]:
+    """The floats, and the counters among them that are left out; TubeletError for other numbers, and
+    for tensors that claim more than the file holds."""
+    counters = [name for name, value in state.items() if _is_counter(name, value)]
+    kept = {name: value for name, value in state.items() if name not in counters}
+    for name, value in kept.items():
         if value.dtype not in FLOATS:
-            raise TubeletError(f"{path}: {name} is of {value.dtype}, where weights are floats.")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise TubeletError(
-                f"{path}: {name} claims {list(value.shape)}, more than the file holds: refused."
+                f"{path}: {name} is of {str(value.dtype).removeprefix('torch.')}, where weights are "
+                "floats (float32, float16, bfloat16, float64). Quantised weights are not read: take "
+                "the ones that they were made from."
             )
-    return state
+        if value.device.type != "cpu" or value.layout != torch.strided or not value.numel():
+            raise TubeletError(
+                f"{path}: {name} of shape {list(value.shape)} has no numbers. It was saved without "
+                "them (as ZeRO-3 leaves them): gather the weights first."
+            )
+    claimed = sum(value.numel() * value.element_size() for value in kept.values())
+    if claimed > 2 * path.stat().st_size:  # tied weights are counted twice
+        raise TubeletError(
+            f"{path} has {path.stat().st_size} bytes, and its tensors claim {claimed}: refused."
+        )
+    return kept, [Dropped(name, "a counter, no weight") for name in counters]
+
+
+def _is_counter(name: str, value: Tensor) -> bool:
+    """Whether this is a buffer of a module that counts steps, or numbers positions."""
+    last = name.rpartition(".")[2]
+    return not value.dtype.is_floating_point and (value.numel() == 1 or last == "position_ids")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -151,13 +258,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise TubeletError(f"{path} holds a {type(found).__name__}, where an object is expected.")
     return found
-
-
-def _unreadable(path: Path, error: BaseException) -> TubeletError:
-    return TubeletError(
-        f"{path} cannot be read as weights: {(str(error).splitlines() or ['?'])[0]}. Expected a file of "
-        "tensors, written by torch.save or safetensors."
-    )
 
 
 def _held(found: Any) -> str:
