@@ -131,7 +131,7 @@ class MViTShape:
 
     def grid_for(self, frames: int, height: int, width: int) -> Grid:
         """The output's grid; a size that the token does not divide ends in a token of less."""
-        grid = _begin(frames, height, width)
+        grid = stem_grid(frames, height, width)
         for pool in self.pools:
             grid = pooled_grid(grid, pool)
         return grid
@@ -190,7 +190,7 @@ class MViT(Backbone):
             {"proj": nn.Conv3d(in_chans, first, (3, 7, 7), stride=STEM, padding=(1, 3, 3))}
         )
         self.class_token = nn.Parameter(torch.zeros(1, 1, first))
-        rows, grid = shape.rows, _begin(*trained)
+        rows, grid = shape.rows, stem_grid(*trained)
         self.blocks = nn.ModuleList()
         for i, row in enumerate(rows):
             rate = drop_path * i / max(1, len(rows) - 1)
@@ -328,7 +328,7 @@ def spread(hidden: Tensor, grid: Grid, fine: Grid) -> Tensor:
     return volume.flatten(2)
 
 
-def _begin(frames: int, height: int, width: int) -> Grid:
+def stem_grid(frames: int, height: int, width: int) -> Grid:
     """The grid of the patch embedding."""
     if min(frames, height, width) < 1:
         raise TubeletError(f"A clip of {frames}x{height}x{width} has no pixels.")

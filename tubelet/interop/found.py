@@ -29,6 +29,10 @@ class Told:
     """Heads of the decoders' attention, where their width is none of the published."""
     trained: tuple[int, int, int] | None = None
     """Frames, height and width of the clips of its training, where not 16 224 224."""
+    pooled: tuple[int, ...] | None = None
+    """Blocks of an MViT (0 the first) that pool their queries, where its tables do not tell."""
+    pool_kv: int | None = None
+    """By how much the first blocks of an MViT pool keys and values, where its tables do not tell."""
     wrapper: str = ""
     """Which entry of the file to read, where several hold weights: model, module, model_ema."""
     encoder_only: bool = False

@@ -6,7 +6,7 @@ away. What is left over at the end is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,7 +25,8 @@ FRONT = ("module.", "_orig_mod.", "backbone.", "encoder.")  # what wrappers put 
 class Ledger:
     """Of one file: `left` is what is not yet accounted for, under plain names."""
 
-    def __init__(self, raw: Raw, told: Told):
+    def __init__(self, raw: Raw, told: Told, plain_of: Callable[[str], str] | None = None):
+        """`plain_of`: how this layout's names are made plain, where not by wrappers' prefixes."""
         self.raw, self.told = raw, told
         self.left: dict[str, Tensor] = {}
         self.weights: dict[str, Tensor] = {}
@@ -33,7 +34,7 @@ class Ledger:
         self.names: dict[str, str] = {}  # in the file: plain
         self.report = Report(path=str(raw.path), dropped=list(raw.dropped), notes=list(raw.notes))
         for name, value in raw.state.items():
-            plain = plain_name(name)
+            plain = (plain_of or plain_name)(name)
             if plain in self.left:
                 twice = next(old for old, one in self.names.items() if one == plain)
                 raise TubeletError(
@@ -142,8 +143,9 @@ class Ledger:
 
 
 def plain_name(name: str) -> str:
-    """A name without what wrappers put before it (DDP, torch.compile, DeepSpeed, MMAction)."""
-    name = name.replace("_orig_mod.", "")
+    """A name without what wrappers put before it (DDP, torch.compile, DeepSpeed, MMAction), and
+    without an old spelling of PySlowFast's."""
+    name = name.replace("_orig_mod.", "").replace("patch_embed.project.", "patch_embed.proj.")
     while name.startswith(FRONT):
         name = name.removeprefix(next(front for front in FRONT if name.startswith(front)))
     return name
