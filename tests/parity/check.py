@@ -29,17 +29,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-import tubelet
 from tubelet import stored
-from tubelet.backbones.mvit import MViT, MViTShape
 from tubelet.interop import layouts, mae, maskfeat, mvd, videomae
 from tubelet.interop.names import Table, renamed
 from tubelet.masks import pack
-from tubelet.methods.maskfeat import MaskFeat
-from tubelet.model import Classifier, VideoModel
-from tubelet.shapes import ClipSpec
+from tubelet.model import VideoModel
 from tubelet.teachers import connect, load_teacher
-from tubelet.train.checkpoint import apply_weights
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ KINDS = {"sinusoid-1d-flattened": "sinusoid_1d", "sincos-3d-separable": "sincos_
 def loaded(given: Given, file: str = "weights", **told: Any) -> Any:
     """The model of a file of the folder, by `tubelet.load`, once the way back was tried."""
     path = given.folder / f"{file}.safetensors"
-    model = tubelet.load(path, **told)
+    model = stored.load(path, **told)
     given.trips[file] = round_trip(path, model)
     as_normalised(model, given.config)
     return model
@@ -75,7 +70,7 @@ def round_trip(path: Path, model: VideoModel) -> str:
     with tempfile.TemporaryDirectory() as folder:
         ours, theirs = Path(folder, "ours.safetensors"), Path(folder, "theirs.safetensors")
         stored.save(model, ours)
-        again = tubelet.load(ours)
+        again = stored.load(ours)
         layouts.write(stored.found_of(again), layout, theirs)
         ways = {
             "directly": layouts.state_of(stored.found_of(model), layout),
@@ -195,38 +190,16 @@ def image_mae_pretrain(given: Given) -> dict[str, Tensor]:
     }
 
 
-def clip_spec(config: dict[str, Any]) -> ClipSpec:
-    frames, *size = clips_of(config)
-    return ClipSpec(num_frames=frames, size=tuple(size))
-
-
-def mvit_of(config: dict[str, Any]) -> MViTShape:
-    """A stage begins where the width grows or the queries are pooled."""
-    pooled = {block for block, *stride in config["pool_q_stride"] if max(stride) > 1}
-    grows = {block: int(factor) for block, factor in config["dim_mul"]}
-    heads = {block: int(factor) for block, factor in config["head_mul"]}
-    starts = sorted({0} | pooled | set(grows))
-    widths, counts = [config["embed_dim"]], [config["num_heads"]]
-    for block in starts[1:]:
-        widths.append(widths[-1] * grows.get(block, 1))
-        counts.append(counts[-1] * heads.get(block, 1))
-    ends = [*starts[1:], config["depth"]]
-    return MViTShape(
-        depths=tuple(end - start for start, end in zip(starts, ends, strict=True)),
-        widths=tuple(widths),
-        heads=tuple(counts),
-        pool_kv=config["pool_kv_stride_adaptive"][1],
-        mlp_ratio=config["mlp_ratio"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-    )
+def told_of_mvit(config: dict[str, Any]) -> dict[str, Any]:
+    """What the weights of a multiscale network do not say of themselves."""
+    pooled = tuple(block for block, *stride in config["pool_q_stride"] if max(stride) > 1)
+    pool_kv = config["pool_kv_stride_adaptive"][1]
+    return {"pooled": pooled, "pool_kv": pool_kv, "trained": clips_of(config)}
 
 
 def maskfeat_pretrain(given: Given) -> dict[str, Tensor]:
     config, io = given.config, given.io
-    model = MaskFeat(clip=clip_spec(config), encoder=mvit_of(config)).model()
-    ours = maskfeat.from_published(given.weights, maskfeat.PRETRAIN)
-    apply_weights(model, ours, "the case")
+    model = loaded(given, **told_of_mvit(config))
     hidden = io["mask"].bool()
     for axis, size in enumerate(model.backbone.grid):
         hidden = hidden.repeat_interleave(size // hidden.shape[axis + 1], axis + 1)
@@ -241,18 +214,13 @@ def maskfeat_pretrain(given: Given) -> dict[str, Tensor]:
         "hog_map": target.histograms(clip),
         "target": target(clip, masks.asked.flatten(1))[counts],
         "loss": loss.reshape(1),
-        **gradients(model, lambda grads: maskfeat.names_back(grads, maskfeat.PRETRAIN)),
+        **gradients(model, lambda grads: maskfeat.names_back(grads, "pretraining")),
     }
 
 
 def mvit_classifier(given: Given) -> dict[str, Tensor]:
-    config = given.config
-    frames, side = config["num_frames"], config["img_size"]
-    backbone = MViT(mvit_of(config), trained=(frames, side, side), final_norm=False, masked=False)
-    model = Classifier(backbone, config["num_classes"]).eval()
-    ours = maskfeat.from_published(given.weights, maskfeat.CLASSIFIER)
-    apply_weights(model, ours, "the case")
-    return {"logits": model(unit_range(given.io["clip"], config))}
+    model = loaded(given, **told_of_mvit(given.config))
+    return {"logits": model(unit_range(given.io["clip"], given.config))}
 
 
 def classifier(given: Given) -> dict[str, Tensor]:
