@@ -15,6 +15,8 @@ from tubelet import heads, stored, zoo
 from tubelet.backbones.vit import ViTShape
 from tubelet.data.lists import Entry, VideoList
 from tubelet.errors import TubeletError
+from tubelet.interop import layouts
+from tubelet.interop.found import Told
 from tubelet.methods import videomae_v2
 from tubelet.methods.finetune import Finetune
 from tubelet.methods.videomae import VideoMAE
@@ -126,6 +128,40 @@ def test_gathered_answers_are_the_merged_ones_of_these_rows(
         assert torch.equal(loaded(clip), part(clip))
 
 
+def test_a_published_head_is_gathered_and_written_as_published(tmp_path: Path) -> None:
+    merged = merged_model(tuple("0123456"))  # as V2's of K710: classes without names
+    layouts.write(stored.found_of(merged), "videomae-v2", tmp_path / "k710.pth")
+    (tmp_path / "map.json").write_text("[4, 2, 0]")
+    told = Told(position="sinusoid_1d", heads=2, trained=(4, 16, 16))
+    part = heads.part(stored.opened(tmp_path / "k710.pth", told), tmp_path / "map.json")
+    assert part.header["classes"] == ["0", "1", "2"]
+    assert [(one.name, one.before, one.after) for one in part.report.resized] == [
+        ("head.weight", "7 rows", "3 rows"),
+        ("head.bias", "7 rows", "3 rows"),
+    ]
+    layouts.write(part, "videomae-v2", tmp_path / "k400.pth")
+    states = [torch.load(tmp_path / name)["model"] for name in ("k710.pth", "k400.pth")]
+    assert [*states[0]] == [*states[1]]
+    for name, value in states[0].items():
+        wanted = value[ROWS] if name.startswith("head.") else value
+        assert torch.equal(states[1][name], wanted), name
+    model, clip = stored.load(tmp_path / "k400.pth", told=told), torch.rand(2, 3, 4, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(model(clip), merged(clip)[:, ROWS], rtol=0, atol=1e-6)
+
+
+def test_parts_of_ours_have_the_maps_names(
+    weights: Path, head_map: Callable[..., str], tmp_path: Path
+) -> None:
+    part = heads.part(stored.opened(weights), head_map())
+    stored.write(part, tmp_path / "part.safetensors")
+    loaded, source = stored.load(tmp_path / "part.safetensors"), stored.load(weights)
+    assert loaded.card.classes == TARGET
+    assert torch.equal(loaded.head.weight, source.head.weight[ROWS])
+    with pytest.raises(TubeletError, match=r"names row 9, and the head in .*k710.* has 5"):
+        heads.part(stored.opened(weights), head_map(rows=[4, 2, 9]))
+
+
 def test_gather_head_names_the_classes_and_refuses_wrong_rows() -> None:
     model = merged_model()
     assert model.gather_head([3, 1]).card.classes == ("skiing mono", "diving")
@@ -181,6 +217,8 @@ def test_what_has_no_head_is_an_error_before_training(tmp_path: Path, weights: P
     run = Finetune(clip=CLIP, encoder=SHAPE, head="rows")
     with pytest.raises(TubeletError, match=r"pre.safetensors is a pretrained encoder.*--head new"):
         classifier_of(replace(run, weights=str(tmp_path / "pre.safetensors")), videos("a", "b"))
+    with pytest.raises(TubeletError, match=r"pre.safetensors is a pretrained encoder"):
+        heads.part(stored.opened(tmp_path / "pre.safetensors"), "k400.json")
     with pytest.raises(TubeletError, match="no weights were given"):
         classifier_of(run, videos("a", "b"))
     numbers = VideoList((Entry("a.mp4", (0.5,)),), (), "list.csv", "regression")

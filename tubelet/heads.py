@@ -10,7 +10,8 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +21,9 @@ from torch import nn
 
 from tubelet import stored
 from tubelet.errors import TubeletError
-from tubelet.interop.found import NOTHING, Told
-from tubelet.model import Card, Classifier
+from tubelet.interop.found import NOTHING, Found, Told
+from tubelet.interop.report import Resized
+from tubelet.model import Classifier
 from tubelet.train import checkpoint
 
 PARTS = ("fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias")
@@ -79,7 +81,7 @@ def target_classes(
 
     They are numbers where neither names them.
     """
-    return _resolved(_card(weights, told).classes, weights, head_map).classes
+    return _resolved(_classes(weights, told), weights, head_map).classes
 
 
 def rows_for(
@@ -90,16 +92,16 @@ def rows_for(
     TubeletError for weights without a head, for a class without a row, and for numbered classes
     where only names could tell.
     """
-    card = _card(weights, told)
+    have = _classes(weights, told)
     if head_map:
-        found = _resolved(card.classes, weights, head_map)
+        found = _resolved(have, weights, head_map)
         source, known = str(head_map), dict(zip(found.classes, found.rows, strict=True))
     else:
-        source, known = str(weights), {name: row for row, name in enumerate(card.classes)}
-        if tuple(classes) != card.classes and (numbered(classes) or numbered(card.classes)):
+        source, known = str(weights), {name: row for row, name in enumerate(have)}
+        if tuple(classes) != have and (numbered(classes) or numbered(have)):
             raise TubeletError(
                 f"Classes of the {'videos' if numbered(classes) else 'head'} are known by number alone "
-                f"({len(classes)} classes, {len(card.classes)} rows), and numbers do not tell which "
+                f"({len(classes)} classes, {len(have)} rows), and numbers do not tell which "
                 "row is whose. Give a map (--head-map), or lists with names as labels."
             )
     missing = [name for name in classes if name not in known]
@@ -135,6 +137,21 @@ def gathered(model: Classifier, head_map: str | Path) -> Classifier:
     return part
 
 
+def part(found: Found, head_map: str | Path) -> Found:
+    """A classifier's header and tensors -> those for a target set alone: the rows of its head that the
+    map names, in its order. Written in the layout that they came from, all else is as it was."""
+    source = found.report.path or "the model"
+    kept = _resolved(_classes_in(found.header, source), source, head_map)
+    weights, report = dict(found.weights), deepcopy(found.report)
+    for name in ("head.weight", "head.bias"):
+        if name in weights:  # what is missing is said when a model is filled
+            before, weights[name] = weights[name], weights[name][list(kept.rows)]
+            rows = Resized(name, f"{len(before)} rows", f"{len(kept.rows)} rows", f"by {head_map}")
+            report.resized.append(rows)
+    header = found.header | {"outputs": len(kept.rows), "classes": list(kept.classes)}
+    return replace(found, header=header, weights=weights, report=report)
+
+
 def numbered(classes: Sequence[str]) -> bool:
     """Whether classes are named by their numbers alone: "0", "1", ..."""
     return all(name == str(at) for at, name in enumerate(classes))
@@ -147,11 +164,15 @@ def _parsed(text: str) -> Any:
     return found
 
 
-def _card(weights: str | Path, told: Told) -> Card:
-    """The card of a classifier with classes; a model without any is refused."""
-    header = stored.header_of(weights, told)
-    card = stored.card_of(header, weights)
-    if header["kind"] != "classifier" or not card.classes:
+def _classes(weights: str | Path, told: Told) -> tuple[str, ...]:
+    """The classes of the classifier in these weights."""
+    return _classes_in(stored.header_of(weights, told), weights)
+
+
+def _classes_in(header: Mapping[str, Any], weights: str | Path) -> tuple[str, ...]:
+    """The classes of a classifier, by its header; a model without any is refused."""
+    classes = stored.card_of(header, weights).classes
+    if header["kind"] != "classifier" or not classes:
         what = (
             "a model without classes" if header["kind"] == "classifier" else "a pretrained encoder"
         )
@@ -159,7 +180,7 @@ def _card(weights: str | Path, told: Told) -> Card:
             f"{weights} is {what}: it has no head to take rows from. Pass a run that was fine-tuned "
             "on the merged classes, or start with a new head (--head new)."
         )
-    return card
+    return classes
 
 
 def _resolved(have: Sequence[str], weights: str | Path, path: str | Path) -> HeadMap:
