@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.errors import TubeletError
-from tubelet.interop import mae, mvd, videomae
+from tubelet.interop import mae, mae_st, maskfeat, mvd, videomae
 from tubelet.interop.found import NOTHING, Found, Origin, Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import some
@@ -36,6 +36,7 @@ LAYOUTS: dict[str, Layout] = {
     "videomae-v2": Layout(videomae.write, videomae.spell),
     "mvd": Layout(mvd.write),
     "mae": Layout(mae.write),
+    "maskfeat": Layout(maskfeat.write, wrapper="model_state"),
 }
 
 
@@ -65,6 +66,9 @@ def read(path: Path, told: Told = NOTHING) -> Found:
 
 def _reader(ledger: Ledger) -> Callable[[Ledger], Found]:
     """The layout, by names and by the dimensions of the patch embedding."""
+    for layout in (maskfeat, mae_st):
+        if layout.is_one(ledger):
+            return layout.read
     patches = ledger.left.get(PATCHES)
     if patches is not None and patches.dim() == 4:
         return mae.read
