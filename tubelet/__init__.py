@@ -9,10 +9,12 @@ if TYPE_CHECKING:
     from tubelet.stored import load
     from tubelet.verbs import (
         cache,
+        convert,
         distil,
         embed,
         evaluate,
         finetune,
+        inspect,
         predict,
         pretrain,
         reconstruct,
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 __version__ = metadata.version("tubelet")
 __all__ = [
     "cache",
+    "convert",
     "create",
     "distil",
     "embed",
     "evaluate",
     "finetune",
+    "inspect",
     "list_models",
     "load",
     "predict",

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tubelet.cli.checkpoints import convert, inspect
 from tubelet.cli.data import check, demo, doctor, merge_labels, toy
 from tubelet.cli.embedding import embed
 from tubelet.cli.models import evaluate, predict, reconstruct, similarity
@@ -103,6 +104,8 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "embed": embed,
     "reconstruct": reconstruct,
     "similarity": similarity,
+    "convert": convert,
+    "inspect": inspect,
     "merge-labels": merge_labels,
     "toy": toy,
     "list": list_runs,

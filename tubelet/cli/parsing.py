@@ -45,9 +45,12 @@ def parse_as_the_run(
 def options_of(name: str, config: Any, *fields: tuple[Any, ...]) -> type:
     """Options of a verb: its own, then those of a config, with this config's values as defaults."""
     flat = Annotated[type(config), tyro.conf.arg(name="")]
-    return dataclasses.make_dataclass(
-        name, [*fields, ("config", flat, config)], frozen=True, kw_only=True
-    )
+    return options(name, *fields, ("config", flat, config))
+
+
+def options(name: str, *fields: tuple[Any, ...]) -> type:
+    """Options of a verb: (name, type) of each, and its default if it has one."""
+    return dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
 
 
 def told_options() -> tuple[str, Any, Any]:
