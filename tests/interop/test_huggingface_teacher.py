@@ -12,10 +12,9 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import tubelet
 from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
-from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.errors import TubeletError
-from tubelet.interop.huggingface import from_huggingface
 from tubelet.interop.huggingface_teacher import huggingface_teacher
 from tubelet.shapes import Grid, Patch
 from tubelet.targets.features import Features
@@ -176,16 +175,14 @@ def test_a_clip_of_another_size_is_resized_where_the_model_takes_one_alone() -> 
     torch.testing.assert_close(teacher(clip, 1), expected)
 
 
-def test_hugging_faces_videomae_and_ours_teach_the_same() -> None:
+def test_hugging_faces_videomae_and_ours_teach_the_same(tmp_path: Path) -> None:
     """Two independent networks with the same weights: un-normed outputs of every block."""
     theirs = video_mae()
-    weights = from_huggingface(theirs.state_dict())
-    ours = ViT(ViTShape(48, 3, 2, patch=8), trained=(8, 32, 32))
-    own = {k[9:]: v for k, v in weights.items() if k.startswith("backbone.")}
-    ours.load_state_dict(own)
+    stated = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
+    ours = tubelet.load(folder_of(theirs, tmp_path, **stated)).backbone
     teacher = huggingface_teacher(theirs, IMAGENET_MEAN, IMAGENET_STD)
     clip = torch.rand(2, 3, 8, 32, 32)
-    each = ours.eval()(clip, layers=[0, 1, 2], norm=False).layers
+    each = ours(clip, layers=[0, 1, 2], norm=False).layers
     for layer, expected in enumerate(each):
         torch.testing.assert_close(teacher(clip, 4, layer), expected, rtol=1e-4, atol=1e-5)
 

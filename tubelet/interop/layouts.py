@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.errors import TubeletError
-from tubelet.interop import mae, mae_st, maskfeat, mvd, videomae
+from tubelet.interop import huggingface, huggingface_write, mae, mae_st, maskfeat, mvd, videomae
 from tubelet.interop.found import NOTHING, Found, Origin, Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import some
@@ -28,6 +28,8 @@ class Layout:
     write: Callable[[Found], dict[str, Tensor]]  # a model of ours -> tensors under plain names
     spell: Callable[[Found, str], str] = lambda _found, name: name  # plain -> as in a new file
     wrapper: str = "model"  # of a new file
+    # Where the layout is a folder: writes it with the named tensors in it.
+    folder: Callable[[Found, dict[str, Tensor], Path], None] | None = None
 
 
 # What `convert --to` takes; a file of one is read as whichever it is.
@@ -37,6 +39,9 @@ LAYOUTS: dict[str, Layout] = {
     "mvd": Layout(mvd.write),
     "mae": Layout(mae.write),
     "maskfeat": Layout(maskfeat.write, wrapper="model_state"),
+    "hf": Layout(
+        huggingface_write.write, huggingface_write.spell, folder=huggingface_write.write_folder
+    ),
 }
 
 
@@ -45,12 +50,14 @@ def read(path: Path, told: Told = NOTHING) -> Found:
 
     TubeletError for what is damaged, unknown, not safe to open, or does not say what it is.
     """
-    raw = read_raw(path, told.wrapper)
+    folder = huggingface.folder_of(path)
+    raw = read_raw(path, told.wrapper) if folder is None else huggingface.raw_of(folder)
+    plain_of = None if folder is None else huggingface.plain_name
     questions: list[Question] = []
     while True:  # on with guesses, to ask for all that is not said at once
-        ledger = Ledger(raw, told)
+        ledger = Ledger(raw, told, plain_of)
         try:
-            found = _reader(ledger)(ledger)
+            found = huggingface.read(ledger) if folder else _reader(ledger)(ledger)
         except Unsaid as unsaid:
             questions += unsaid.questions
             told = replace(told, **{question.name: question.guess for question in unsaid.questions})
@@ -112,8 +119,12 @@ def as_before(value: Tensor, dtype: str) -> Tensor:
 
 
 def write(found: Found, to: str, out: Path) -> None:
-    """A file of that layout: .safetensors, or else as torch.save and its wrapper."""
+    """A file of that layout: .safetensors, or else as torch.save and its wrapper; or a folder."""
     state = {name: value.contiguous() for name, value in state_of(found, to).items()}
+    as_folder = LAYOUTS[to].folder
+    if as_folder is not None:
+        as_folder(found, state, out)
+        return
     if out.suffix == ".safetensors":
         save_file(state, out)
         return
@@ -147,5 +158,5 @@ KEPT = "origin."
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder holds weights of others: DeepSpeed's."""
-    return is_deepspeed(path)
+    """Whether a folder holds weights of others: DeepSpeed's, or a Hugging Face model."""
+    return is_deepspeed(path) or huggingface.folder_of(path) is not None
