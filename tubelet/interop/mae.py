@@ -107,8 +107,9 @@ def _shape(ledger: Ledger) -> tuple[ViTShape, tuple[int, int, int], int]:
         return shape, sizes.trained_on(shape, told, settings, path, notes), in_chans
     if prefix and told.trained is None and math.isqrt(len(table)) ** 2 == len(table):
         raise TubeletError(
-            f"{path} has a class token and no position for it ({len(table)} positions in all): only "
-            "tables with a row for it are known."
+            f"{path} has a class token and {len(table)} positions in all: none for the class token, which "
+            "is unknown here, or its images are no squares: then say --trained FRAMES HEIGHT WIDTH (in "
+            "Python: trained=...)."
         )
     trained = sizes.trained_on(shape, told, settings, path, notes, table, prefix)
     kind = sizes.position_of(table, shape.grid_for(*trained), (KIND,), told, path, prefix)
