@@ -118,7 +118,7 @@ def test_gathered_answers_are_the_merged_ones_of_these_rows(
     part = heads.gathered(source, head_map())
     clip = torch.rand(2, 3, 4, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(part(clip), source(clip)[:, ROWS], rtol=0, atol=1e-6)
+        torch.testing.assert_close(part(clip), source(clip)[:, ROWS], rtol=0, atol=1e-5)
     assert (part.card.classes, part.num_classes, part.training) == (TARGET, 3, False)
     assert source.num_classes == 5
     stored.save(part, tmp_path / "k400.safetensors")
@@ -147,7 +147,7 @@ def test_a_published_head_is_gathered_and_written_as_published(tmp_path: Path) -
         assert torch.equal(states[1][name], wanted), name
     model, clip = stored.load(tmp_path / "k400.pth", told=told), torch.rand(2, 3, 4, 16, 16)
     with torch.no_grad():
-        torch.testing.assert_close(model(clip), merged(clip)[:, ROWS], rtol=0, atol=1e-6)
+        torch.testing.assert_close(model(clip), merged(clip)[:, ROWS], rtol=0, atol=1e-5)
 
 
 def test_parts_of_ours_have_the_maps_names(

@@ -178,7 +178,7 @@ def _classes_in(header: Mapping[str, Any], weights: str | Path) -> tuple[str, ..
         )
         raise TubeletError(
             f"{weights} is {what}: it has no head to take rows from. Pass a run that was fine-tuned "
-            "on the merged classes, or start with a new head (--head new)."
+            "on the merged classes. Fine-tuning can begin with a new head instead (--head new)."
         )
     return classes
 

@@ -14,14 +14,16 @@ from typing import Any, Literal
 import torch
 
 from tubelet import heads, stored
+from tubelet.backbones import Encoder
+from tubelet.backbones.mvit import MViTShape
 from tubelet.backbones.positions import PositionMode
 from tubelet.errors import TubeletError
 from tubelet.interop import layouts
-from tubelet.interop.found import NOTHING, Found, Question, Told, Unsaid
+from tubelet.interop.found import NOTHING, Found, Told, Unsaid
 from tubelet.interop.layouts import LAYOUTS
 from tubelet.interop.names import some
 from tubelet.interop.report import Report
-from tubelet.methods.records import record
+from tubelet.methods.records import record, value_of
 from tubelet.model import Classifier, VideoModel
 from tubelet.shapes import ClipSpec
 
@@ -80,13 +82,13 @@ def convert(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         (stored.write if to == OURS else _written_as(to))(found, begun)
-        questions = _compare(found, begun, to, out)
+        say = _compare(found, begun, to, out)
         _move(begun, out)
     except OSError as error:
         raise TubeletError(f"{out} cannot be written: {error.strerror or error}.") from error
     finally:
         _remove(begun)
-    found.report.notes += _notes(found, out, to, questions)
+    found.report.notes += _notes(found, out, to, say)
     return found.report
 
 
@@ -157,11 +159,8 @@ def _found(
     classes: Sequence[str] | str | Path,
 ) -> Found:
     """What is to be written: of a whole model, so that nothing missing and no NaN goes unseen."""
+    found = heads.part(found, head_map) if head_map else found
     model = stored.made(found, told, source)
-    if head_map:
-        part = heads.gathered(_classifier(model, source, "--head-map"), head_map)
-        part.origin, part.report = model.origin, model.report
-        model = part
     if classes:
         _name(_classifier(model, source, "--classes"), classes)
     return stored.found_of(model)
@@ -234,9 +233,9 @@ def _others(found: Found, to: str) -> str:
     return f"Layouts that have: {', '.join(name for name in able if name != to)}."
 
 
-def _compare(found: Found, begun: Path, to: str, out: Path) -> tuple[Question, ...]:
+def _compare(found: Found, begun: Path, to: str, out: Path) -> dict[str, Any]:
     """Reads what was written; TubeletError unless it is the same model -> what it does not say."""
-    back, questions = _read_again(found, begun)
+    back, say = _read_again(found, begun)
     wrong = [name for name in found.weights if name not in back.weights]
     wrong += [name for name in back.weights if name not in found.weights]
     wrong += [
@@ -244,42 +243,57 @@ def _compare(found: Found, begun: Path, to: str, out: Path) -> tuple[Question, .
         for name, value in found.weights.items()
         if name in back.weights and not torch.equal(value.float(), back.weights[name].float())
     ]
-    if wrong or back.kind != found.kind:
+    if wrong or back.kind != found.kind or answers(back) != answers(found):
         raise TubeletError(
             f"{out} was not written: in the layout {to} it would be read as another model "
             f"({back.kind}, where the source is {found.kind}; {len(wrong)} tensors differ: "
             f"{some(wrong) or 'none'}). This is a fault of tubelet's: please report it."
         )
-    return questions
+    return say
 
 
-def _read_again(found: Found, begun: Path) -> tuple[Found, tuple[Question, ...]]:
-    """What a reader makes of it that is told what it does not say -> that, and what it asked."""
-    try:
-        return stored.opened(begun), ()
-    except Unsaid as unsaid:
-        truth = answers(found)
-        told = {question.name: truth[question.name] for question in unsaid.questions}
-        return stored.opened(begun, record(Told, told)), unsaid.questions
+def _read_again(found: Found, begun: Path) -> tuple[Found, dict[str, Any]]:
+    """What a reader makes of it -> that, and what it has to be told: of what it asks, and of what it
+    would take as published and is not."""
+    truth, told = answers(found), {}
+    while True:  # an answer can lead to further questions
+        try:
+            back = stored.opened(begun, record(Told, told))
+        except Unsaid as unsaid:
+            new = {question.name for question in unsaid.questions} - set(told)
+            if not new:
+                raise
+        else:
+            taken = answers(back)
+            new = {name for name, value in truth.items() if taken[name] != value} - set(told)
+            if not new:
+                return back, told
+        told |= {name: truth[name] for name in truth if name in new}
 
 
 def answers(found: Found) -> dict[str, Any]:
     """What a file may not say of a model, by the names of `Told`."""
-    shape, run = found.header["backbone"]["shape"], found.header["run"]
+    backbone, run = found.header["backbone"], found.header["run"]
+    shape = backbone["shape"]
+    multiscale: dict[str, Any] = {}
+    if "widths" in shape:
+        own: MViTShape = value_of(Encoder, shape, "backbone")
+        pooled = tuple(at for at, row in enumerate(own.rows) if row.pool_q > 1)
+        multiscale = {"pooled": pooled, "pool_kv": own.pool_kv}
     return {
         "position": shape.get("position"),
         "heads": shape.get("heads"),
         "decoder_heads": (run.get("decoder") or {}).get("heads"),
-        "trained": tuple(found.header["backbone"]["trained"]),
+        "trained": tuple(backbone["trained"]),
+        **multiscale,
     }
 
 
-def _notes(found: Found, out: Path, to: str, questions: Sequence[Question]) -> list[str]:
+def _notes(found: Found, out: Path, to: str, say: dict[str, Any]) -> list[str]:
     notes = [f"{out}, in the layout {to}: written, read again, and equal in all tensors"]
-    truth = answers(found)
-    if questions:
-        say = " ".join(f"{q.flag} {_said(truth[q.name])}" for q in questions)
-        notes.append(f"the new file does not say all: read it with {say}")
+    if say:
+        flags = (f"--{name.replace('_', '-')} {_said(value)}" for name, value in say.items())
+        notes.append(f"the new file does not say all: read it with {' '.join(flags)}")
     if to == OURS:
         return notes
     as_folder = LAYOUTS[to].folder is not None
