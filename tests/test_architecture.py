@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "probes": NETWORKS | {"model"},
     # What draws results draws their intervals, which the probes' results have too.
     "analysis": NETWORKS | {"model", "data", "train", "probes"},
-    "stored": NETWORKS | {"model", "interop", "methods", "train"},
+    "building": {"errors"},
+    "stored": NETWORKS | {"building", "model", "interop", "methods", "train"},
+    "hub": NETWORKS | {"model", "interop", "stored"},
     "zoo": NETWORKS | {"model", "interop", "methods", "stored"},
     "heads": NETWORKS | {"model", "interop", "stored", "train"},
     "teachers": NETWORKS | {"model", "interop", "stored"},

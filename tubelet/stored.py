@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tubelet import building
 from tubelet.backbones import Encoder
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.positions import PositionMode
@@ -78,7 +79,12 @@ def load(
 
 def made(found: Found, told: Told, path: str | Path) -> VideoModel:
     """The model that was found at `path`, in eval mode; see `load`."""
-    model = _built(found.header, told, path)
+    if told.allow_missing:
+        model = _built(found.header, told, path)
+    else:
+        building.check_size(found.header, found.weights, path)
+        with building.Zeros():
+            model = _built(found.header, told, path)
     fill(model, found, told, path)
     model.card = card_of(found.header, path)
     model.origin, model.report = found.origin, found.report
@@ -183,6 +189,7 @@ def encoder_of(
     if shape is not None:
         described["shape"] = asdict(shape)
     described["trained"] = trained or described["trained"]
+    building.check_size({"backbone": described, "run": {}}, found.weights, path)
     encoder = _encoder(described, drop_path=drop_path)
     weights = {
         name.removeprefix("backbone."): value
@@ -293,12 +300,18 @@ def fill(model: VideoModel, found: Found, told: Told, source: str | Path) -> Non
 
 def _check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:
     """TubeletError for numbers that are not finite: training on would spread them."""
-    wrong = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    wrong = [name for name, value in weights.items() if not _is_finite(value)]
     if wrong:
         raise TubeletError(
             f"{source} holds numbers that are not finite, in {len(wrong)} of {len(weights)} tensors: "
             f"{some(wrong)}. It is damaged, or its training had diverged: take an earlier checkpoint."
         )
+
+
+def _is_finite(value: Tensor) -> bool:
+    """By the extremes, which are NaN where any number is: no memory is taken."""
+    least, most = torch.aminmax(value)
+    return bool(least.isfinite() & most.isfinite())
 
 
 def describe(model: VideoModel, card: Card) -> dict[str, Any]:

@@ -28,7 +28,7 @@ WIDTHS: dict[PositionKind, int] = {
     "sincos_3d": 16,
     "sincos_2d": 4,
 }  # what a table's width has to be a multiple of
-MOST_TOKENS = 1 << 20  # of a clip: more is no size that anyone trains
+MOST_TOKENS = 1 << 16  # of a clip: more is no size that anyone trains
 
 
 def vit_shape(
@@ -36,6 +36,8 @@ def vit_shape(
 ) -> tuple[ViTShape, int]:
     """Plain names -> the encoder's sizes, and its channels; `options`: further fields of the shape."""
     patches, hidden = state.get(PATCHES), state.get("blocks.0.mlp.fc1.weight")
+    if hidden is None and any(name.startswith("blocks.") for name in state):
+        depth_of(state, "blocks.", path)  # the first may be missing alone
     if patches is None or hidden is None or patches.dim() not in (4, 5):
         raise TubeletError(
             f"{path} is no vision transformer that is known: expected {PATCHES} and blocks with "

@@ -95,7 +95,7 @@ def find(path: str | Path) -> Path:
             return found[-1] / WEIGHTS
         raise TubeletError(
             f"{path} holds no checkpoint: expected {WEIGHTS}, or folders named checkpoint-000020. "
-            "A run that was stopped before its first checkpoint has none."
+            f"A run that was stopped before its first checkpoint has none. {_listing(path)}"
         )
     raise TubeletError(f"{path} does not exist. Pass a run's folder, a checkpoint, or a file.")
 
@@ -235,6 +235,15 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _listing(folder: Path) -> str:
+    """What else lies in a folder that was taken for a checkpoint."""
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return "It is empty."
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"It holds {', '.join(names[:4])}{more}: name the file that you mean."
 
 
 def _shape(tensor: Tensor) -> str:
