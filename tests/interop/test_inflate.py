@@ -250,6 +250,17 @@ def test_decoders_and_the_token_of_hidden_patches_are_dropped_by_name(tmp_path: 
     assert stored.load(path, inflate="mean").backbone.mask_token is None
 
 
+def test_published_files_are_inflated_as_they_are_read(tmp_path: Path) -> None:
+    one, x = pretrained(), torch.rand(1, 3, 1, 32, 24)
+    layouts.write(stored.found_of(one), "mae", tmp_path / "image.pth")
+    told = Told(heads=3, decoder_heads=2, trained=(1, 32, 24), inflate="centre")
+    many = stored.load(tmp_path / "image.pth", told=told)
+    found = features(many, still(x, 16))
+    torch.testing.assert_close(found, features(one, x).expand_as(found), **TIGHT)
+    gone = {one.name for one in many.report.dropped}
+    assert {"decoder_embed.weight", "decoder_pred.bias", "mask_token"} < gone  # names of the file
+
+
 def test_visible_tokens_of_a_still_clip_are_those_of_the_image(tmp_path: Path) -> None:
     """With the same patches hidden in all slots, as tubes hide them."""
     one = pretrained()
@@ -287,7 +298,9 @@ def test_what_cannot_be_inflated_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TubeletError, match="16 is no multiple of 3"):
         inflated(found, "mean", tubelet_size=3, num_frames=16)
     assert stored.load(path, inflate="mean", tubelet_size=3).card.clip.num_frames == 24
-    with pytest.raises(TubeletError, match=r"inflate='center'.*expected one of 'mean' and 'centre'"):
+    with pytest.raises(
+        TubeletError, match=r"inflate='center'.*expected one of 'mean' and 'centre'"
+    ):
         stored.load(path, inflate="center")
     with pytest.raises(TubeletError, match="tubelets of 0 frames"):
         stored.load(path, inflate="mean", tubelet_size=0)

@@ -47,7 +47,7 @@ def inflated(
     """
     _check(found, how, tubelet_size)
     frames = SLOTS * tubelet_size if num_frames is None else num_frames
-    header = _header(found.header, tubelet_size, frames)
+    header = _header(found, tubelet_size, frames)
     shape = header["backbone"]["shape"]
     weights = {n: v for n, v in found.weights.items() if not n.startswith(LEFT_OUT)}
     report = _without_decoders(found)
@@ -93,14 +93,16 @@ def _check(found: Found, how: str, tubelet_size: int) -> None:
         )
 
 
-def _header(header: dict[str, Any], tubelet_size: int, frames: int) -> dict[str, Any]:
+def _header(found: Found, tubelet_size: int, frames: int) -> dict[str, Any]:
     """Of the model of clips; a run of images does not tell how frames are sampled."""
-    header = deepcopy(header)
+    header = deepcopy(found.header)
     backbone, clip, usual = header["backbone"], header["clip"], ClipSpec(num_frames=frames)
     shape, (_, *size) = backbone["shape"], backbone["trained"]
     Patch(tubelet_size, shape["patch"], shape["patch"]).grid_for(frames, *size)
     shape |= {"tubelet_size": tubelet_size, "class_token_of": "slot"}
     backbone["trained"] = [frames, *size]
+    # Of a pretrained model its run says it, which is left out here.
+    backbone["final_norm"] = "backbone.norm.weight" in found.weights
     temporal = ("num_frames", "sampling", "sampling_rate", "target_fps", "seconds")
     header["clip"] = clip | {name: getattr(usual, name) for name in temporal}
     kind = "classifier" if header["kind"] == "classifier" else "encoder"
