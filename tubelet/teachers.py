@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def load_teacher(
     heads: int | None = None,
     trained: tuple[int, int, int] | None = None,
     logits: bool = False,
+    told: Told = NOTHING,
 ) -> Teacher:
     """A network by where it is -> a teacher; whatever does not fit is an error.
 
@@ -44,9 +46,11 @@ def load_teacher(
         heads: of a published file's attention, where its width is none of the published.
         trained: frames, height and width of a published file's clips, where not 16x224x224.
         logits: what a fine-tuned run of ours says of its classes, not its encoder's features.
+        told: further things that a file does not say; see `tubelet.load`.
     """
     module, _, function = str(source).rpartition(":")
-    told = Told(position=position, heads=heads, trained=trained)
+    given = {"position": position, "heads": heads, "trained": trained}
+    told = replace(told, **{name: value for name, value in given.items() if value is not None})
     if is_code(source):
         _unasked(source, told.said())
         return _of_function(Path(module), function)

@@ -184,9 +184,13 @@ def _lookup(
             hint = f"; did you mean {near[0]!r}?" if near else ""
             bad.append(Bad(row.line, row.text, f"no class is called {value!r}{hint}"))
     origin = "set by the training list or checkpoint" if fixed else "of this list"
-    refuse(
-        source, bad, len(rows), f"The {len(classes)} classes ({origin}): {_names(classes)}.", unit
-    )
+    advice = f"The {len(classes)} classes ({origin}): {_names(classes)}."
+    if fixed and all(name == str(at) for at, name in enumerate(classes)):
+        advice += (
+            " They have numbers alone: give lists with numbers, or the head its names by `tubelet convert "
+            "WEIGHTS NAMED.safetensors --to tubelet --classes NAMES.txt`."
+        )
+    refuse(source, bad, len(rows), advice, unit)
     index = {str(at): at for at in range(len(classes))} | number
     return [tuple(index[str(value)] for value in row.label or ()) for row in rows]
 

@@ -13,7 +13,8 @@ from tubelet.analysis import similarity as analysis
 from tubelet.analysis.similarity import Similarity, SimilarityConfig
 from tubelet.backbones.backbone import Backbone
 from tubelet.errors import TubeletError
-from tubelet.interop.found import NOTHING, Told
+from tubelet.interop import huggingface_teacher as huggingface
+from tubelet.interop.found import NOTHING, Told, Unsaid
 from tubelet.shapes import ClipSpec
 from tubelet.targets.features import Teacher
 from tubelet.tasks.windows import paths_of
@@ -56,7 +57,7 @@ def compared(models: Sequence[str | Path | Teacher], told: Told = NOTHING) -> di
 
     `told`: of those that are files of others; see `tubelet.load`.
     """
-    loaded = [m if isinstance(m, Teacher) else _loaded(m, told) for m in models]
+    loaded = _loaded(models, told)
     parts = [Path(teacher.name).parts for teacher in loaded]
     if len(set(parts)) < len(parts):
         same = next(teacher.name for teacher in loaded if parts.count(Path(teacher.name).parts) > 1)
@@ -67,10 +68,44 @@ def compared(models: Sequence[str | Path | Teacher], told: Told = NOTHING) -> di
     return dict(zip(distinct, loaded, strict=True))
 
 
-def _loaded(model: str | Path, told: Told) -> Teacher:
-    foreign = Path(model).exists() and not stored.is_ours(Path(model))
-    said = {n: v for n, v in told.said().items() if n in ("position", "heads", "trained")}
-    return load_teacher(model, **(said if foreign else {}))
+def _loaded(models: Sequence[str | Path | Teacher], told: Told) -> list[Teacher]:
+    """What was told is of the one file of others; of several, each gets what it asks for."""
+    foreign = [m for m in models if not isinstance(m, Teacher) and _asks(Path(m))]
+    if len(foreign) == 1:
+        said = {foreign[0]: told}
+    else:
+        said = {model: _asked(model, told) for model in foreign}
+        idle = sorted(set(told.said()) - {n for some in said.values() for n in some.said()})
+        if idle:
+            raise TubeletError(
+                f"None of the models asks for {' and '.join(idle)}: leave {'that' if len(idle) == 1 else 'them'} "
+                "out. Where they are to overrule what is taken as published, compare files of tubelet: "
+                "tubelet convert FILE NAME.safetensors --to tubelet."
+            )
+    return [
+        m if isinstance(m, Teacher) else load_teacher(m, told=said.get(m, NOTHING)) for m in models
+    ]
+
+
+def _asks(path: Path) -> bool:
+    """Whether it is a file of others that may not say all of itself; a Hugging Face model does."""
+    there = path.exists() and not stored.is_ours(path)
+    return there and not (path.is_dir() and huggingface.is_folder(path))
+
+
+def _asked(model: str | Path, told: Told) -> Told:
+    """Of what was told, what this file does not say."""
+    said: dict[str, Any] = {}
+    while True:  # an answer can lead to further questions
+        try:
+            stored.header_of(model, Told(encoder_only=True, **said))
+        except Unsaid as unsaid:
+            new = {question.name for question in unsaid.questions} & set(told.said()) - set(said)
+            if not new:
+                raise
+            said |= {name: getattr(told, name) for name in new}
+        else:
+            return Told(**said)
 
 
 def compared_clip(models: Mapping[str, Teacher]) -> ClipSpec:
