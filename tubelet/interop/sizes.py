@@ -225,7 +225,8 @@ def header_of(
         "clip": spec,
         "classes": list(classes) or [str(i) for i in range(outputs)],
         "label_kind": "single" if outputs else "unlabelled",
-        "run": {} if run is None else {"encoder": described, "clip": spec, **run},
+        # Copies: the model's clips may become others, those of its training do not.
+        "run": {} if run is None else {"encoder": dict(described), "clip": dict(spec), **run},
     }
 
 
