@@ -6,6 +6,7 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tubelet.hub import from_hub, push_to_hub, save_for_hub
     from tubelet.stored import load
     from tubelet.verbs import (
         cache,
@@ -31,16 +32,26 @@ __all__ = [
     "embed",
     "evaluate",
     "finetune",
+    "from_hub",
     "inspect",
     "list_models",
     "load",
     "predict",
     "pretrain",
+    "push_to_hub",
     "reconstruct",
+    "save_for_hub",
     "similarity",
 ]
 
-_HOMES = {"create": "zoo", "list_models": "zoo", "load": "stored"}
+_HOMES = {
+    "create": "zoo",
+    "from_hub": "hub",
+    "list_models": "zoo",
+    "load": "stored",
+    "push_to_hub": "hub",
+    "save_for_hub": "hub",
+}
 
 
 def __getattr__(name: str) -> Any:
