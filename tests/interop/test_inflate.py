@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import ViTConfig, ViTModel
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from tubelet import stored, verbs
-from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from tubelet.backbones.positions import PositionKind
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape
@@ -28,6 +27,7 @@ from tubelet.model import Card, Classifier, MaskedModel, VideoModel
 from tubelet.shapes import ClipSpec
 
 IMAGE = ClipSpec(num_frames=1, sampling_rate=1, size=(32, 24))
+MEAN, STD = (0.5, 0.4, 0.6), (0.2, 0.3, 0.25)
 SHAPE = image(ViTShape(48, 2, 3, patch=8))
 TIGHT: dict[str, float] = {"rtol": 0, "atol": 1e-5}  # sums over t times as many keys
 
@@ -118,47 +118,6 @@ def test_a_classifier_of_images_answers_still_clips_as_images(
         assert torch.equal(again(moving), many(moving))
 
 
-BLOCK = {
-    "layernorm_before": "norm1",
-    "layernorm_after": "norm2",
-    "attention.o_proj": "attn.proj",
-    "mlp": "mlp",
-}
-
-
-def of_transformers(theirs: ViTModel) -> MaskedModel:
-    """Their model of images as ours, name by name."""
-    left = theirs.state_dict()
-    ours = {
-        "patch_embed.proj.weight": left.pop("embeddings.patch_embeddings.projection.weight")[
-            :, :, None
-        ],
-        "patch_embed.proj.bias": left.pop("embeddings.patch_embeddings.projection.bias"),
-        "class_token": left.pop("embeddings.cls_token"),
-        "positions.table": left.pop("embeddings.position_embeddings")[0],
-        "norm.weight": left.pop("layernorm.weight"),
-        "norm.bias": left.pop("layernorm.bias"),
-    }
-    for i in range(2):
-        qkv = f"layers.{i}.attention."
-        ours[f"blocks.{i}.attn.qkv.weight"] = torch.cat(
-            [left.pop(f"{qkv}{part}_proj.weight") for part in "qkv"]
-        )
-        ours[f"blocks.{i}.attn.q_bias"] = left.pop(f"{qkv}q_proj.bias")
-        ours[f"blocks.{i}.attn.v_bias"] = left.pop(f"{qkv}v_proj.bias")
-        left.pop(f"{qkv}k_proj.bias")  # adds the same to all logits of a query
-        for name, own in BLOCK.items():
-            for old in [old for old in left if old.startswith(f"layers.{i}.{name}.")]:
-                ours[old.replace(f"layers.{i}.{name}.", f"blocks.{i}.{own}.")] = left.pop(old)
-    assert not left
-    shape = replace(SHAPE, position="learned")
-    encoder = shape.build(trained=(1, 32, 24), masked=False)
-    encoder.load_state_dict(ours)
-    model = MaskedModel(encoder, [])
-    model.card = Card(IMAGE)
-    return model.eval()
-
-
 @pytest.mark.parametrize("how", ["mean", "centre"])
 def test_a_vit_of_transformers_gives_the_same_numbers_on_a_still_clip(
     tmp_path: Path, how: Inflation
@@ -173,11 +132,11 @@ def test_a_vit_of_transformers_gives_the_same_numbers_on_a_still_clip(
         layer_norm_eps=1e-6,
     )
     theirs = randomised(ViTModel(config, add_pooling_layer=False))
-    many = stored.load(
-        saved(of_transformers(theirs), tmp_path / "vit.safetensors"), inflate=how, tubelet_size=4
-    )
+    theirs.save_pretrained(tmp_path / "vit")
+    ViTImageProcessor(image_mean=MEAN, image_std=STD).save_pretrained(tmp_path / "vit")
+    many = stored.load(tmp_path / "vit", inflate=how, tubelet_size=4)
     x = torch.rand(2, 3, 1, 32, 24)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
     with torch.no_grad():
         wanted = theirs((x[:, :, 0] - mean) / std).last_hidden_state
         tokens = many.backbone(still(x, 32))
