@@ -70,21 +70,3 @@ def join_biases(
             keys = torch.zeros_like(value) if keys is None else keys.to(value.dtype)
             found[joined] = torch.cat([value, keys, state[name.replace("q_bias", "v_bias")]])
     return found
-
-
-def split_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`qkv.bias` [3D] of a 12-key block -> q_bias and v_bias [D]; the keys' part is left out."""
-    found: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.endswith(JOINED):
-            q, _, v = value.chunk(3)
-            block = name.removesuffix("qkv.bias")
-            found |= {f"{block}q_bias": q.clone(), f"{block}v_bias": v.clone()}
-        else:
-            found[name] = value
-    return found
-
-
-def join_bias(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse, with zeros for the keys."""
-    return join_biases(state, {}, always=True)
