@@ -91,7 +91,7 @@ def decoder_shape(
         raise TubeletError(f"{path} holds a decoder without {prefix}0.mlp.fc1.weight: incomplete.")
     width = hidden.shape[1]
     if told.decoder_heads is None and width not in heads:
-        what = f"how many heads the attention of its decoder of width {width} has"
+        what = f"how many heads the attention of its decoder of width {width} has (--encoder-only leaves it out)"
         raise ask(path, what, "--decoder-heads", _divisors(width), 1)
     return DecoderShape(
         width=width,

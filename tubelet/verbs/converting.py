@@ -73,8 +73,7 @@ def convert(
     _check(Path(source), out, to, overwrite)
     opened = stored.opened(source, told)
     found = stored.resized(opened, num_frames, img_size, positions)
-    if found is not opened:
-        _check_size(opened, found, to)
+    _check_size(opened, found, to)
     found = _found(source, found, told, head_map, classes)
     found = _in_precision(found, to, precision)
     begun = out.with_name(f".begun-{out.name}")
