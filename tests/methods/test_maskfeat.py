@@ -14,10 +14,9 @@ from tubelet.backbones.vit import BASE, LARGE, ViT, ViTShape
 from tubelet.data.sampling import rng_for
 from tubelet.decoders import DecoderShape, Joint, Linear
 from tubelet.errors import TubeletError
-from tubelet.interop import maskfeat as layout
 from tubelet.methods import maskfeat
 from tubelet.methods.maskfeat import HogOptions, MaskFeat, image
-from tubelet.methods.run import Run, changed, from_dict, to_dict
+from tubelet.methods.run import Run, from_dict, to_dict
 from tubelet.model import Classifier
 from tubelet.shapes import ClipSpec, Patch
 from tubelet.targets.features import Teacher
@@ -127,29 +126,6 @@ def test_parameters_of_the_image_networks(
     assert sum(p.numel() for p in model.parameters()) == published - depth * width
     if tuned:
         assert sum(p.numel() for p in classifier.parameters()) == tuned - depth * width
-
-
-def test_an_old_spelling_and_other_files() -> None:
-    theirs = layout.names_back(TINY.model().state_dict(), layout.PRETRAIN)
-    old = {n.replace("patch_embed.proj.", "patch_embed.project."): v for n, v in theirs.items()}
-    assert set(layout.from_published(old, layout.PRETRAIN)) == set(TINY.model().state_dict())
-    with pytest.raises(TubeletError, match=r"no weights of this layout.*patch_embed\.proj"):
-        layout.from_published({"blocks.0.norm1.weight": torch.zeros(1)}, layout.PRETRAIN)
-
-
-def test_the_images_layout_is_renamed_both_ways() -> None:
-    run = replace(maskfeat.base_in1k, encoder=image(ViTShape(32, 2, 2, patch=8)), hog=HogOptions())
-    run = changed(run, size=(32, 32))
-    model = run.model()
-    theirs = layout.names_back(model.state_dict(), layout.PRETRAIN)
-    assert theirs["patch_embed.proj.weight"].shape == (32, 3, 8, 8)
-    assert theirs["pos_embed"].shape == (1, 17, 32)
-    assert theirs["blocks.1.attn.qkv.bias"].shape == (96,)
-    back = layout.from_published(theirs | layout.filters(), layout.PRETRAIN)
-    assert set(back) == set(model.state_dict())
-    assert all(torch.equal(value, back[name]) for name, value in model.state_dict().items())
-    with pytest.raises(TubeletError, match="no name in the other layout"):
-        layout.from_published(theirs | {"decoder_embed.weight": torch.zeros(1)}, layout.PRETRAIN)
 
 
 # --- training ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tubelet.interop.slowfast import (
     drop_all_but_encoder,
     integer,
     read_classifier,
+    require_statistics,
     statistics,
 )
 from tubelet.interop.tables import POSITIONS, join_biases
@@ -38,10 +39,14 @@ WHY = "of a decoder that predicts pixels of every second frame, which no target 
 
 
 def is_one(ledger: Ledger) -> bool:
-    """Whether positions are separate; or of clips, with a class token and heads of this layout."""
-    patches = ledger.left.get(PATCHES)
+    """Whether positions are separate; or of clips, with a class token, and heads of this layout or a
+    row of the table for it: slots and places make an even number, where no axis is odd."""
+    patches, table = ledger.left.get(PATCHES), ledger.left.get(JOINT)
     clips = patches is not None and patches.dim() == 5 and "cls_token" in ledger.left
-    return ledger.has(*SEPARATE) or (clips and ledger.has("head.projection.", *DECODER[:2]))
+    row = table is not None and table.dim() == 3 and table.shape[1] % 2 == 1
+    return ledger.has(*SEPARATE) or (
+        clips and (row or ledger.has("head.projection.", *DECODER[:2]))
+    )
 
 
 def read(ledger: Ledger) -> Found:
@@ -100,6 +105,7 @@ def write(found: Found) -> dict[str, Tensor]:
             "MAE-ST's layout has no place for this decoder: convert its encoder alone (finetune, or "
             "the backbone), or to --to tubelet."
         )
+    require_statistics(found, KINETICS_MEAN, KINETICS_STD)
     weights = dict(found.weights)
     table = weights.pop(POSITIONS)
     rest: Table = HEAD if found.kind == "classifier" else NORM

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
+from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, KINETICS_STD
 from tubelet.errors import TubeletError
 from tubelet.interop import mae_st, sizes
 from tubelet.interop.found import Found
@@ -29,6 +29,7 @@ from tubelet.interop.slowfast import (
     clip_of,
     drop_all_but_encoder,
     read_classifier,
+    require_statistics,
     statistics,
 )
 from tubelet.interop.tables import POSITIONS, join_biases
@@ -139,6 +140,8 @@ def write(found: Found) -> dict[str, Tensor]:
             tubelet_size=1,
             hide=hide,
         )
+    usual = (IMAGENET_MEAN, IMAGENET_STD) if image else (KINETICS_MEAN, KINETICS_STD)
+    require_statistics(found, *usual)
     origin = found.origin
     kept = {} if origin is None else origin.kept
     state = names_back(found.weights, found.kind, kept)

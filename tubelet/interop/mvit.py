@@ -25,7 +25,7 @@ from tubelet.backbones.mvit import (
 )
 from tubelet.backbones.pooling import cut_grid
 from tubelet.errors import TubeletError
-from tubelet.interop.found import Told, ask
+from tubelet.interop.found import Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import some
 from tubelet.interop.sizes import MOST_TOKENS, PATCHES, depth_of
@@ -33,6 +33,7 @@ from tubelet.interop.slowfast import numbers, statistics
 from tubelet.shapes import Grid
 
 KERNEL = (3, 7, 7)  # of the patch embedding
+MOST_PATCHES = 16 * MOST_TOKENS  # of 4x4 pixels, where tokens of other encoders have 16x16
 NEEDED = (
     *("norm1.weight", "attn.proj.weight", "attn.pool_q.weight", "mlp.fc1.weight", "mlp.fc2.weight"),
     *("attn.rel_pos_t", "attn.rel_pos_h", "attn.rel_pos_w"),
@@ -64,8 +65,9 @@ def mvit_shape(ledger: Ledger) -> tuple[MViTShape, tuple[int, int, int], int]:
     ratio = len(state["blocks.0.mlp.fc1.weight"]) / blocks[0].inner
     begin = Grid(*((rows + 1) // 2 for rows in blocks[0].rows))  # its first queries are not pooled
     trained = told.trained or (begin.t * STEM.t, begin.h * STEM.h, begin.w * STEM.w)
-    if begin.size > MOST_TOKENS or stem_grid(*trained).size > MOST_TOKENS:
-        raise TubeletError(f"{path}: clips of {trained} would be {begin.size} patches.")
+    if max(begin.size, stem_grid(*trained).size) > MOST_PATCHES:
+        size = "x".join(map(str, trained))
+        raise TubeletError(f"{path}: clips of {size} would be {stem_grid(*trained).size} patches.")
     schedules = list(_schedules(blocks, ratio, ledger, begin))
     fit = [shape for shape in schedules if _tables(shape, trained) == [b.rows for b in blocks]]
     if not fit:
@@ -185,15 +187,20 @@ def _chosen(
             "same tables"
         )
     fit = published if len(published) == 1 else fit
+    questions: list[Question] = []
     ways = list(dict.fromkeys(_listed(shape) for shape in fit))
     if len(ways) > 1:
-        what = "which of its blocks pool their queries"
         choices = " or ".join(way or "(none)" for way in ways)
-        raise ask(path, what, "--pooled", choices, tuple(map(int, ways[0].split())))
-    if len(fit) > 1:
-        pools = [shape.pool_kv for shape in fit]
+        guess = tuple(map(int, ways[0].split()))
+        what = "which of its blocks pool their queries"
+        questions.append(Question(what, "--pooled", choices, guess))
+    pools = sorted({shape.pool_kv for shape in fit})
+    if len(pools) > 1:
+        choices = " or ".join(map(str, pools))
         what = "by how much its first blocks pool keys and values"
-        raise ask(path, what, "--pool-kv", " or ".join(map(str, pools)), pools[-1])
+        questions.append(Question(what, "--pool-kv", choices, fit[0].pool_kv))
+    if questions:
+        raise Unsaid(path, questions)
     return fit[0]
 
 

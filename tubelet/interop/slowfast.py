@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD
 from tubelet.errors import TubeletError
 from tubelet.interop import sizes
 from tubelet.interop.found import Found
@@ -43,6 +44,19 @@ def statistics(
     if len(said[0]) != len(mean) or len(said[1]) != len(std) or said == [mean, std]:
         return {}
     return {"mean": said[0], "std": said[1]}
+
+
+def require_statistics(found: Found, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """TubeletError for pixels normalised by others than these, which no new file would say."""
+    shape, origin = found.header["backbone"]["shape"], found.origin
+    own = (tuple(shape["mean"]) or IMAGENET_MEAN, tuple(shape["std"]) or IMAGENET_STD)
+    known = origin is not None and origin.layout == NAME
+    if not known and found.header["backbone"]["in_chans"] == len(mean) and own != (mean, std):
+        raise TubeletError(
+            f"This model normalises its pixels by mean {own[0]} and std {own[1]}, and networks of "
+            f"PySlowFast's layout by {mean} and {std}, which is in none of its files: convert it --to "
+            "tubelet."
+        )
 
 
 def clip_of(settings: Mapping[str, Any], frames: int) -> dict[str, Any]:
