@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_checkpoints import CHECKPOINTS
 from bad_features import EMBEDDED
 from bad_input import CASES, FULL_DISK, Case, pretrain
 from bad_labels import LABELLED
@@ -24,7 +25,7 @@ from bad_teachers import TAUGHT
 
 from tubelet.train import checkpoint
 
-ALL = [*CASES, *TAUGHT, *MIXED, *LABELLED, *EMBEDDED]
+ALL = [*CASES, *TAUGHT, *MIXED, *LABELLED, *EMBEDDED, *CHECKPOINTS]
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 

@@ -21,6 +21,10 @@ def rename(names: Iterable[str], table: Table, *, back: bool = False) -> dict[st
             unknown.append(name)
         else:
             renamed[name] = row[1] + name.removeprefix(row[0])
+    if unknown and back:
+        raise TubeletError(
+            f"{len(unknown)} tensors have no name in the other layout: {some(unknown)}."
+        )
     if unknown:
         raise TubeletError(
             f"{len(unknown)} parameters have no name in the other layout: {some(unknown)}. "

@@ -177,7 +177,7 @@ def _name(model: Classifier, classes: Sequence[str] | str | Path) -> None:
     names = read_classes(classes) if isinstance(classes, (str, Path)) else tuple(classes)
     if len(names) != model.num_classes:
         raise TubeletError(
-            f"{len(names)} names of classes were given (the last: {names[-1:]}), and the head has "
+            f"{len(names)} names of classes were given ({some(names)}), and the head has "
             f"{model.num_classes} outputs: it is of another set of classes."
         )
     if card.classes != names and not heads.numbered(card.classes):
@@ -215,7 +215,9 @@ def _written_as(to: str) -> Callable[[Found, Path], None]:
         try:
             layouts.write(found, to, path)
         except TubeletError as error:
-            raise TubeletError(f"{error} {_others(found, to)}") from error
+            raise TubeletError(
+                f"The layout {to} cannot be written: {error} {_others(found, to)}"
+            ) from error
 
     return write
 
@@ -229,7 +231,7 @@ def _others(found: Found, to: str) -> str:
         except TubeletError:
             continue
         able.append(name)
-    return f"Layouts that have: {', '.join(name for name in able if name != to)}."
+    return f"Layouts that can: {', '.join(name for name in able if name != to)}."
 
 
 def _compare(found: Found, begun: Path, to: str, out: Path) -> dict[str, Any]:
