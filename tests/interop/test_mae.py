@@ -97,6 +97,19 @@ def test_fine_tuned_on_images(position, tmp_path: Path) -> None:
     same_state(back(found), state)
 
 
+def test_half_precision_keeps_the_kind_of_positions(tmp_path: Path) -> None:
+    half = {name: v.half() for name, v in theirs(mae_model(), "mae").items()}
+    found = stored.load(save(tmp_path / "a.pth", half), **TOLD)
+    assert found.backbone.shape.position == "sincos_2d"
+    same_state(back(found), half)
+    learned = {name: v.half() for name, v in theirs(encoder_model(), "mae").items()}
+    found = stored.load(save(tmp_path / "b.pth", learned), heads=3)
+    assert found.backbone.shape.position == "learned"
+    same_state(back(found), learned)
+    stored.save(found, tmp_path / "ours.safetensors")
+    same_state(back(stored.load(tmp_path / "ours.safetensors")), learned)
+
+
 def timm_features(state: dict[str, Tensor], pixels: Tensor) -> Tensor:
     """image [B,3,H,W] in [0,1] -> normed tokens [B,1+N,D], by formula, in timm's names."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -84,6 +84,18 @@ def test_a_class_token(tmp_path: Path) -> None:
     same_state(layouts.state_of(stored.found_of(tuned), "mvd"), fine)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tables_in_half_precision_are_still_the_fixed_ones(dtype, tmp_path: Path) -> None:
+    half = {name: v.to(dtype) for name, v in theirs(student_model(), "mvd").items()}
+    found = stored.load(save(tmp_path / "a.pth", half), **DECODED)
+    assert found.backbone.shape.position == "sincos_3d"
+    assert torch.equal(found.backbone.positions.table, student_model().backbone.positions.table)
+    same_state(layouts.state_of(stored.found_of(found), "mvd"), half)
+    half["pos_embed"] = (half["pos_embed"].float() + 0.02).to(dtype)
+    with pytest.raises(TubeletError, match="not the fixed one"):
+        stored.load(save(tmp_path / "b.pth", half), **DECODED)
+
+
 def test_tables_of_neither_kind_are_refused(tmp_path: Path) -> None:
     state = theirs(student_model(), "mvd")
 

@@ -16,6 +16,7 @@ from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.interop.found import Told, ask
 from tubelet.interop.names import some
+from tubelet.interop.tables import tolerance
 from tubelet.shapes import ClipSpec, Grid, Patch
 
 PATCHES = "patch_embed.proj.weight"
@@ -158,7 +159,9 @@ def kind_of_table(
             if width % WIDTHS.get(kind, 1):
                 continue
             own = TABLES[kind](grid, width)
-            if own.shape == rows[prefix:].shape and (rows[prefix:] - own).abs().max() < 1e-5:
+            if own.shape != rows[prefix:].shape:
+                continue
+            if (rows[prefix:] - own).abs().max() < tolerance(table.dtype):
                 return kind
     return "learned"
 

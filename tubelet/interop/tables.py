@@ -31,11 +31,17 @@ def check_table(name: str, theirs: Tensor, ours: Tensor) -> None:
         )
     own = torch.cat([ours.new_zeros(rows, ours.shape[1]), ours])
     error = float((theirs.float() - own).abs().max())
-    if error > 1e-5:  # sines of another library differ by some 1e-7
+    if error > tolerance(theirs.dtype):
         raise TubeletError(
             f"The position table {name} is not the fixed one of this layout: it differs by {error:.2g}. "
             "It was learned, or the file is of another method."
         )
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """By how much a fixed table in a file may differ from ours: sines of another library differ by
+    some 1e-7, and numbers up to 1 are rounded by up to a quarter of the precision's epsilon."""
+    return 1e-5 + torch.finfo(dtype).eps / 4
 
 
 def fixed_table(header: Mapping[str, Any], width: int, prefix: int = 0) -> Tensor:
