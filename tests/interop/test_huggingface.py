@@ -470,6 +470,92 @@ def test_what_ours_cannot_be_is_refused(tmp_path: Path) -> None:
         tubelet.load(tmp_path / "vit")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_attention_heads", "4"),
+        ("num_frames", 0),
+        ("image_size", [32, 32, 32]),
+        ("image_size", 0),
+        ("layer_norm_eps", None),
+        ("use_mean_pooling", "yes"),
+        ("id2label", ["jump", "run", "sit"]),
+        ("model_type", ["videomae"]),
+    ],
+)
+def test_a_config_of_wrong_types_is_one_error(name: str, value: Any, tmp_path: Path) -> None:
+    path = folder_of(theirs_classifier(), tmp_path)
+    change(path, **{name: value})
+    with pytest.raises(TubeletError, match=name if name != "model_type" else "known are videomae"):
+        tubelet.load(path)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        {"image_std": [0.0] * 3},
+        {"image_mean": 0.5},
+        {"image_mean": ["a", "b", "c"]},
+        {"rescale_factor": "1/255"},
+        {"rescale_factor": 0},
+    ],
+)
+def test_a_preprocessor_of_wrong_values_is_one_error(stated: Any, tmp_path: Path) -> None:
+    path = folder_of(theirs_classifier(), tmp_path, **stated)
+    with pytest.raises(TubeletError, match=next(iter(stated))):
+        tubelet.load(path)
+    folder_of(theirs_classifier(), tmp_path, size=40, do_center_crop=True)  # as in old ones
+    assert tubelet.load(path).card.clip.crop_pct == 0.8
+
+
+def test_tensors_of_wrong_shapes_are_one_error(tmp_path: Path) -> None:
+    path = folder_of(theirs_classifier(), tmp_path)
+    file = path / "model.safetensors"
+    weights = load_file(file)
+    block = "videomae.encoder.layer.1."
+    shapes = {
+        "videomae.embeddings.patch_embeddings.projection.weight": (48,),
+        f"{block}attention.attention.key.weight": (48, 40),
+        f"{block}output.dense.weight": (40, 192),
+    }
+    for name, shape in shapes.items():
+        save_file({**weights, name: torch.zeros(shape)}, file, {"format": "pt"})
+        with pytest.raises(TubeletError):
+            tubelet.load(path)
+    path = folder_of(vit(), tmp_path / "vit")
+    file, name = path / "model.safetensors", "embeddings.position_embeddings"
+    save_file({**load_file(file), name: torch.zeros(17)}, file, {"format": "pt"})
+    with pytest.raises(TubeletError, match=r"position_embeddings is \[17\]: expected \[1,N,48\]"):
+        tubelet.load(path)
+
+
+def test_an_image_mae_with_learned_positions_gives_its_encoder(tmp_path: Path) -> None:
+    model = vit_mae()
+    model.vit.embeddings.position_embeddings.data.add_(0.1)
+    path = folder_of(model, tmp_path / "learned")
+    with pytest.raises(TubeletError, match="encoder_only=True"):
+        tubelet.load(path)
+    assert tubelet.load(path, encoder_only=True).backbone.shape.position == "learned"
+    model = vit_mae()
+    model.decoder.decoder_pos_embed.data.add_(0.1)
+    with pytest.raises(TubeletError, match=r"decoder_pos_embed is not the fixed one"):
+        tubelet.load(folder_of(model, tmp_path / "decoder"))
+
+
+@pytest.mark.parametrize("mode", ["interpolate", "rebuild"])
+def test_another_size_is_resized_and_said_so(mode: Any, tmp_path: Path) -> None:
+    path = folder_of(theirs_pretrained(), tmp_path)
+    plain = tubelet.load(path)
+    same(plain.state_dict(), tubelet.load(path, positions=mode).state_dict())
+    clip = torch.rand(1, 3, 8, 32, 32)
+    alike = tubelet.load(path, positions=mode).forward_features(clip)
+    assert torch.equal(alike, plain.forward_features(clip))
+    larger = tubelet.load(path, num_frames=16, img_size=(32, 48), positions=mode)
+    assert any(one.before == "4x4x4" and one.after == "8x4x6" for one in larger.report.resized)
+    features = larger.forward_features(torch.rand(1, 3, 16, 32, 48))
+    assert features.shape == (1, 192, 48)
+
+
 def test_missing_and_further_tensors_are_errors(tmp_path: Path) -> None:
     path = folder_of(theirs_classifier(), tmp_path)
     file = path / "model.safetensors"

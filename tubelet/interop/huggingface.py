@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tubelet.backbones.positions import PositionKind
+from tubelet.backbones.positions import TABLES, PositionKind
 from tubelet.backbones.vit import ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
@@ -28,8 +28,7 @@ from tubelet.interop.found import Found
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.names import Table, some
 from tubelet.interop.reading import Raw, read_json, read_raw
-from tubelet.interop.tables import FIXED, POSITIONS
-from tubelet.shapes import Patch
+from tubelet.interop.tables import FIXED, POSITIONS, check_table
 
 NAME = "hf"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -129,13 +128,13 @@ def raw_of(folder: Path) -> Raw:
     preprocessor's as `preprocessor`."""
     config = read_json(folder / configs.CONFIG)
     kind = config["model_type"]
-    if kind not in FAMILIES:
+    if kind not in list(FAMILIES):  # by equality: JSON may hold anything
         raise TubeletError(
             f"{folder} is a Hugging Face model of type {kind!r}: known are {', '.join(FAMILIES)}. As a "
             "teacher further ones can serve, see docs/teachers.md."
         )
     stated = folder / configs.PREPROCESSOR
-    settings = {**FAMILIES[kind].defaults, **config}
+    settings = configs.settled(config, FAMILIES[kind].defaults, folder / configs.CONFIG)
     settings["preprocessor"] = read_json(stated) if stated.is_file() else {}
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is not None:
@@ -198,6 +197,10 @@ def _read_clips(ledger: Ledger) -> Found:
     if ledger.told.encoder_only:
         fronts = tuple(theirs for theirs, _ in (*DECODER, *HEAD))
         ledger.drop_all(fronts, "only the encoder was asked for")
+    if ledger.told.position not in (None, "sinusoid_1d"):
+        raise TubeletError(
+            f"{path} says its positions itself (sinusoid_1d): leave position {ledger.told.position!r} out."
+        )
     kind = "encoder"
     if ledger.has("decoder.", "encoder_to_decoder."):
         kind = "pretraining"
@@ -239,27 +242,19 @@ def _read_images(ledger: Ledger) -> Found:
     if ledger.told.encoder_only:
         ledger.drop_all(("decoder.",), "only the encoder was asked for")
     kind = "pretraining" if ledger.has("decoder.") else "encoder"
-    table = ledger.left.get(TABLE)
-    if table is None or not ledger.has("embeddings.cls_token"):
+    if TABLE not in ledger.left or not ledger.has("embeddings.cls_token"):
         raise TubeletError(f"{path} lacks {TABLE} or a class token, which models of its type have.")
     _take(ledger, (*TRUNK, *IMAGE_DECODER))
     shape, in_chans = _shape(ledger, "learned", class_token=True)
-    grid = Patch(1, shape.patch, shape.patch).grid_for(*_trained(ledger))
-    if len(table[0]) != 1 + grid.size:
-        raise TubeletError(
-            f"The weights in {path} are not those of its {configs.CONFIG}: {TABLE} has "
-            f"{len(table[0]) - 1} positions, and an image_size of {config['image_size']} {grid.size} tokens."
-        )
-    fixed = sizes.kind_of_table(table[0], grid, ("sincos_2d",), prefix=1)
-    shape = replace(shape, position=fixed)
-    if fixed == "learned":
-        ledger.put({POSITIONS: table[0]}, TABLE)
-    else:
-        ledger.keep(TABLE, FIXED)
+    shape = _positions(ledger, shape, kind)
     made: dict[str, Any] = {"sampling_rate": 1}
     decoder = _decoder(ledger) if kind == "pretraining" else None
     if decoder is not None:
-        ledger.keep(DECODER_TABLE, FIXED)
+        table = sizes.table_of(ledger.left, DECODER_TABLE, decoder.width, path)
+        if table is not None:
+            grid = shape.grid_for(*_trained(ledger))
+            check_table(DECODER_TABLE, table, TABLES["sincos_2d"](grid, decoder.width))
+            ledger.keep(DECODER_TABLE, FIXED)
         made["run"] = {
             "type": "tubelet.methods.mae:ImageMAE",
             "decoder": asdict(decoder),
@@ -268,6 +263,31 @@ def _read_images(ledger: Ledger) -> Found:
     configs.check(config, shape, in_chans, decoder, path)
     header = _header(ledger, kind, shape, in_chans, final_norm=True, **made)
     return ledger.done(NAME, f"Hugging Face's {config['model_type']}, {kind}", header)
+
+
+def _positions(ledger: Ledger, shape: ViTShape, kind: str) -> ViTShape:
+    """The encoder's shape with the kind of its position table, which is taken or kept."""
+    path = ledger.raw.path
+    table = sizes.table_of(ledger.left, TABLE, shape.width, path)
+    assert table is not None
+    grid = shape.grid_for(*_trained(ledger))
+    if len(table) != 1 + grid.size:
+        raise TubeletError(
+            f"The weights in {path} are not those of its {configs.CONFIG}: {TABLE} has "
+            f"{len(table) - 1} positions, and an image_size of {ledger.raw.settings['image_size']} "
+            f"{grid.size} tokens."
+        )
+    position = sizes.position_of(table, grid, ("sincos_2d",), ledger.told, path, 1)
+    if position != "learned":
+        ledger.keep(TABLE, FIXED)
+    elif kind == "pretraining":
+        raise TubeletError(
+            f"{path} has a decoder and learned positions, where image MAE's are fixed: take its encoder "
+            "alone, with --encoder-only (in Python: encoder_only=True)."
+        )
+    else:
+        ledger.put({POSITIONS: table}, TABLE)
+    return replace(shape, position=position)
 
 
 def _take(ledger: Ledger, table: Table) -> None:
@@ -282,6 +302,10 @@ def _take(ledger: Ledger, table: Table) -> None:
             ledger.put({swap(own, 0, 1): ledger.left[name]}, name)
         elif part == "query.weight":
             three = [name.replace("query.", f"{p}.") for p in ("query", "key", "value")]
+            if len({ledger.left[one].shape for one in three if one in ledger.left}) > 1:
+                raise TubeletError(
+                    f"{ledger.raw.path}: {some(three)} are of several shapes, where one is expected."
+                )
             if all(one in ledger.left for one in three):
                 joined = torch.cat([ledger.left[one] for one in three])
                 ledger.put({f"{block}attn.qkv.weight": joined}, *three)
@@ -301,13 +325,10 @@ def _take(ledger: Ledger, table: Table) -> None:
 def _shape(ledger: Ledger, position: PositionKind, **options: Any) -> tuple[ViTShape, int]:
     """The encoder's sizes, of tensors that are taken; heads are the config's."""
     config, told, path = ledger.raw.settings, ledger.told, ledger.raw.path
-    if told.position not in (None, position):
-        raise TubeletError(
-            f"{path} says its positions itself ({position}): leave position {told.position!r} out."
-        )
     own = {name.removeprefix("backbone."): value for name, value in ledger.weights.items()}
     told = replace(told, heads=told.heads or config["num_attention_heads"])
-    in_chans = own[sizes.PATCHES].shape[1] if sizes.PATCHES in own else 3
+    patches = own.get(sizes.PATCHES)
+    in_chans = patches.shape[1] if patches is not None and patches.dim() > 3 else 3
     pixels = configs.pixels_of(config["preprocessor"], in_chans, path)
     shape, in_chans = sizes.vit_shape(own, told, path, position, **options, **pixels)
     ledger.report.notes += configs.notes(config, shape.heads, shape.width)

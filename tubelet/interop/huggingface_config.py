@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,25 @@ KINDS = {
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
+def settled(config: Mapping[str, Any], defaults: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A config with its defaults; TubeletError for a field that is read here and is of another type."""
+    found = {**defaults, **config}
+    for name, usual in defaults.items():
+        value = found[name]
+        kinds = (int, float) if isinstance(usual, float) else (type(usual),)
+        right = type(value) in kinds and (type(usual) is not int or 0 < value <= 1 << 16)
+        if name != "image_size" and not right:
+            expected = "a positive number" if type(usual) is int else f"one like {usual!r}"
+            raise TubeletError(f"{path}: {name} is {value!r}, where {expected} is expected.")
+    size_of(found["image_size"], path)
+    return found
+
+
 def size_of(said: Any, path: Path) -> tuple[int, int]:
     """image_size, a number or (height, width) -> height and width."""
     pair = [said, said] if isinstance(said, int) else said
-    if not isinstance(pair, list | tuple) or [type(n) for n in pair] != [int, int]:
+    whole = isinstance(pair, list | tuple) and [type(n) for n in pair] == [int, int]
+    if not whole or min(pair) < 1:
         raise TubeletError(
             f"{path}: image_size is {said!r}, where one or two numbers are expected."
         )
@@ -122,15 +137,19 @@ def label_kind(config: Mapping[str, Any]) -> str:
 def pixels_of(stated: Mapping[str, Any], in_chans: int, path: Path) -> dict[str, Any]:
     """A preprocessor's config -> mean and std of pixels in [0,1], as fields of a shape; those of
     ImageNet are left out, as ours are."""
-    scale = 255 * stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 255.0
+    factor = stated.get("rescale_factor", 1 / 255) if stated.get("do_rescale", True) else 1.0
+    scale = 255 * _positive("rescale_factor", factor, path)
     plain = not stated.get("do_normalize", True)
     mean = [0.0] * in_chans if plain else stated.get("image_mean", IMAGENET_MEAN)
     std = [1.0] * in_chans if plain else stated.get("image_std", IMAGENET_STD)
     for name, values in (("image_mean", mean), ("image_std", std)):
-        if not isinstance(values, Sequence) or len(values) != in_chans:
+        numbers = isinstance(values, list | tuple) and all(type(v) in (int, float) for v in values)
+        if not numbers or len(values) != in_chans:
             raise TubeletError(
                 f"{path / PREPROCESSOR}: {name} is {values!r}, where the network has {in_chans} channels."
             )
+    for value in std:
+        _positive("image_std", value, path)
     if abs(scale - 1) > 1e-6:
         mean, std = [m / scale for m in mean], [s / scale for s in std]
     if (tuple(mean), tuple(std)) == (IMAGENET_MEAN, IMAGENET_STD):
@@ -138,10 +157,19 @@ def pixels_of(stated: Mapping[str, Any], in_chans: int, path: Path) -> dict[str,
     return {"mean": tuple(mean), "std": tuple(std)}
 
 
+def _positive(name: str, value: Any, path: Path) -> float:
+    if type(value) not in (int, float) or not 0 < value < float("inf"):
+        raise TubeletError(
+            f"{path / PREPROCESSOR}: {name} is {value!r}, where a positive number is expected."
+        )
+    return value
+
+
 def view_of(stated: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     """A preprocessor's config -> how test crops are cut, as fields of a `ClipSpec`."""
     found: dict[str, Any] = {}
-    edge = (stated.get("size") or {}).get("shortest_edge")
+    said = stated.get("size")  # a number, in old ones
+    edge = said.get("shortest_edge") if isinstance(said, Mapping) else said
     if stated.get("do_center_crop") and isinstance(edge, int) and edge > min(size):
         found["crop_pct"] = min(size) / edge
     if stated.get("resample") == RESAMPLE["bicubic"]:
