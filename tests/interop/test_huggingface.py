@@ -1,6 +1,7 @@
 """Hugging Face's folders, both ways: transformers (a dev extra) does the other side."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,13 @@ def test_an_index_names_files_of_its_folder_alone(tmp_path: Path) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(said))
     with pytest.raises(TubeletError, match="outside its folder: refused"):
         tubelet.load(path)
+
+
+def test_folders_are_read_and_written_without_transformers(tmp_path: Path, monkeypatch) -> None:
+    path = folder_of(theirs_classifier(), tmp_path / "theirs")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    written(tubelet.load(path), tmp_path / "again")
+    assert (tmp_path / "again/config.json").is_file()
 
 
 def test_the_weights_file_of_a_folder_is_the_folder(tmp_path: Path) -> None:
