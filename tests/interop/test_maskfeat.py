@@ -152,8 +152,9 @@ def test_fine_tuned_clips_ask_for_what_no_table_tells(tmp_path: Path) -> None:
     assert loaded.card.classes == tuple("01234")
     other = stored.load(path, pooled=(1, 2, 3, 4))  # the same tensors, another network
     assert not torch.equal(other(clips()), loaded(clips()))
-    with pytest.raises(TubeletError, match=r"fit no MViTv2 .*4x32x32.*--pooled"):
-        stored.load(path, pooled=(1, 2))
+    for wrong in ((1, 2), (1, 2, 3, 9), (-1, 1, 2, 3)):
+        with pytest.raises(TubeletError, match=r"fit no MViTv2 .*4x32x32.*--pooled"):
+            stored.load(path, pooled=wrong)
 
 
 def test_keys_pooled_by_more_than_the_tables_tell_are_asked_for(tmp_path: Path) -> None:
@@ -182,9 +183,9 @@ def test_the_configuration_beside_the_weights_is_read(tmp_path: Path) -> None:
 def test_heads_on_the_class_token_are_refused(tmp_path: Path) -> None:
     state = theirs(finetuned(replace(TUNED, widen="attention")), "maskfeat")
     told = {"pooled": (1, 2, 3)}
-    for cfg in ("", CFG.replace("POOLING: true", "POOLING: false")):
+    for cfg in ("", CFG.replace("  USE_MEAN_POOLING: true\n", ""), CFG.replace("true", "false")):
         path = save(tmp_path / "x.pyth", state, cfg)
-        with pytest.raises(TubeletError, match=r"reads its class token.*--encoder-only"):
+        with pytest.raises(TubeletError, match=r"reads? its class token.*--encoder-only"):
             stored.load(path, **told)
     loaded = stored.load(path, encoder_only=True, **told)
     assert isinstance(loaded, MaskedModel)
@@ -199,9 +200,7 @@ def test_an_encoder_alone_keeps_its_mask_token_for_the_way_back(tmp_path: Path) 
     loaded = stored.load(path, pooled=(1, 2), pool_kv=8)
     assert loaded.backbone.mask_token is None
     same_state(layouts.state_of(stored.found_of(loaded), "maskfeat"), before)
-    alone = stored.load(
-        save(path, theirs(pretrained(), "maskfeat")), encoder_only=True, pooled=(1, 2)
-    )
+    alone = stored.load(save(path, theirs(pretrained(), "maskfeat")), encoder_only=True)
     assert not any("pred" in name for name in layouts.state_of(stored.found_of(alone), "maskfeat"))
 
 
@@ -269,6 +268,10 @@ def other_kernel(state: dict[str, Tensor]) -> None:
     state["patch_embed.proj.weight"] = torch.zeros(8, 3, 7, 7)
 
 
+def scalar(state: dict[str, Tensor]) -> None:
+    state["blocks.1.norm1.weight"] = torch.tensor(1.0)
+
+
 def odd_heads(state: dict[str, Tensor]) -> None:
     state["blocks.1.attn.pool_q.weight"] = torch.zeros(7, 1, 3, 3, 3)
 
@@ -291,6 +294,7 @@ def positions(state: dict[str, Tensor]) -> None:
         (no_time, r"lacks blocks\.2\.attn\.rel_pos_t"),
         (cut_table, r"fit no MViTv2 trained on clips of 4x32x32"),
         (other_kernel, r"patches are \[8, 3, 7, 7\], expected \[D,C,3,7,7\]"),
+        (scalar, r"lacks blocks\.1\.norm1\.weight"),
         (odd_heads, r"attention of block 1 is 16 wide.* 7 channels"),
         (no_block, r"blocks\.1 is missing"),
         (positions, r"no place for: pos_embed_spatial"),

@@ -59,10 +59,10 @@ def is_one(ledger: Ledger) -> bool:
 
 def read(ledger: Ledger) -> Found:
     """A network of clips or images: pretrained, fine-tuned, or an encoder alone."""
-    if ledger.told.encoder_only:
-        drop_all_but_encoder(ledger, DECODERS)
     multiscale = MULTISCALE in ledger.left
     shape, trained, in_chans = (mvit_shape if multiscale else _image)(ledger)
+    if ledger.told.encoder_only:
+        drop_all_but_encoder(ledger, DECODERS)
     ledger.move(TRUNK, split=not multiscale)
     whose = f"MaskFeat's {'MViT of clips' if multiscale else 'ViT of images'}"
     if ledger.has("pred_head."):
@@ -103,7 +103,7 @@ def _run(ledger: Ledger, side: int, in_chans: int, *, image: bool) -> dict[str, 
     """The run's type, target and masks; its decoder is moved, its target's filters are kept."""
     path, prediction = ledger.raw.path, ledger.left.get(PREDICTION)
     alone = "take its encoder alone, with --encoder-only (in Python: encoder_only=True)."
-    if prediction is None or ledger.has("pred_head.projections.1."):
+    if prediction is None or prediction.dim() != 2 or ledger.has("pred_head.projections.1."):
         raise TubeletError(f"{path} has not one head that predicts, {PREDICTION}: {alone}")
     width, histograms, pixels = len(prediction), hog_width(side, in_chans), in_chans * side**2
     if width not in (histograms, pixels if image else histograms):

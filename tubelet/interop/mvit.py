@@ -88,7 +88,11 @@ def _measured(state: Mapping[str, Tensor], path: Path) -> list[Measured]:
     found: list[Measured] = []
     for i in range(depth_of(state, "blocks.", path)):
         parts = {name: state.get(f"blocks.{i}.{name}") for name in NEEDED}
-        missing = [f"blocks.{i}.{name}" for name, value in parts.items() if value is None]
+        missing = [
+            f"blocks.{i}.{name}"
+            for name, value in parts.items()
+            if value is None or not value.dim()
+        ]
         if missing:
             raise TubeletError(
                 f"{path} lacks {some(missing)}, which each block of an MViTv2 with relative "
@@ -117,7 +121,7 @@ def _schedules(
     widen = "attention" if any(block.inner != block.into for block in blocks) else "mlp"
     for pooled in _pooled(grows, len(blocks), ledger.told, ledger.raw.settings):
         starts = sorted({0, *grows, *pooled})
-        if set(starts[1:-1]) - set(pooled) or 0 in pooled:
+        if set(starts[1:-1]) - set(pooled) or not all(0 < i < len(blocks) for i in pooled):
             continue  # only the last stage may begin without pooling
         ends = [*starts[1:], len(blocks)]
         for pool_kv in _pools_of_keys(ledger.told, ledger.raw.settings, begin):
@@ -176,7 +180,7 @@ def _chosen(
     """Of the schedules that fit: by the width of predicted histograms, else as published, else as
     asked."""
     predicted = state.get("pred_head.projections.0.weight")
-    if predicted is not None:
+    if predicted is not None and predicted.dim() == 2:
         channels = state[PATCHES].shape[1]
         fit = [s for s in fit if hog_width(s.token.h, channels) == len(predicted)] or fit
     published = [s for s in fit if replace(s, pool_last=True, widen="mlp") in PUBLISHED]

@@ -86,18 +86,21 @@ def read_classifier(
     layer.
 
     Other models of PySlowFast have a head on the class token, with the same names. `doubtful`: such
-    a network, whose configuration has to say that its head reads the mean.
+    a network, of which the configuration has to say that its head reads the mean; so it has to
+    wherever there is one.
     """
-    mean = ledger.raw.settings.get("MVIT.USE_MEAN_POOLING")
+    settings, weight = ledger.raw.settings, ledger.left.get("head.projection.weight")
+    mean = settings.get("MVIT.USE_MEAN_POOLING")
+    doubtful = doubtful or any(key.startswith("MVIT.") for key in settings)
     if mean is False or (doubtful and mean is not True):
         raise TubeletError(
-            f"{ledger.raw.path}: the head of this network reads its class token"
-            f"{' (as all published ones)' if mean is None else ''}, where ours reads the mean of all others: "
-            "take its encoder alone, with --encoder-only (in Python: encoder_only=True)."
+            f"{ledger.raw.path}: the head of this network {'may read' if mean is None else 'reads'} its "
+            "class token (its settings have no MVIT.USE_MEAN_POOLING that is true), where ours reads "
+            "the mean of all others: take its encoder alone, with --encoder-only (in Python: "
+            "encoder_only=True)."
         )
-    weight = ledger.left.get("head.projection.weight")
     ledger.move(HEAD)
-    outputs = 0 if weight is None else len(weight)
-    clip = clip_of(ledger.raw.settings, trained[0])
+    outputs = 0 if weight is None or not weight.dim() else len(weight)
+    clip = clip_of(settings, trained[0])
     header = sizes.header_of("classifier", shape, trained, in_chans, outputs=outputs, **clip)
     return ledger.done(NAME, f"{what}, fine-tuned: {outputs} classes", header)
