@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tubelet import stored
+from tubelet.backbones.mvit import MViT, MViTShape
 from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.interop import layouts
 from tubelet.masks import pack
+from tubelet.methods.maskfeat import MaskFeat
 from tubelet.methods.videomae import VideoMAE
 from tubelet.model import Card, Classifier, VideoModel
 from tubelet.shapes import ClipSpec
@@ -142,4 +144,39 @@ def test_sizes_that_golden_has_not(tmp_path: Path) -> None:
     (fine / "config.json").write_text(
         json.dumps(config | {"encoder": {"dim": 80, "depth": 3, "heads": 4}})
     )
+    assert run(fine).returncode == 1
+
+
+def test_a_multiscale_network_that_golden_has_not(tmp_path: Path) -> None:
+    """Three stages of other widths, heads and depths, the last without pooling; no square."""
+    shape = MViTShape((2, 1, 2), (24, 48, 96), (2, 4, 4), False, 4, 2.0, mean=(0.4,), std=(0.3,))
+    spec = ClipSpec(num_frames=6, size=(32, 48), in_chans=1)
+    names = {
+        "num_frames": 6,
+        "img_size": [32, 48],
+        "pool_q_stride": [[2, 1, 2, 2]],
+        "pool_kv_stride_adaptive": [1, 4, 4],
+    }
+    clip, grid = torch.rand(2, 1, 6, 32, 48), (3, 4, 6)
+    given = (clip - 0.4) / 0.3
+    tuned = shaken(
+        Classifier(MViT(shape, trained=(6, 32, 48), in_chans=1, final_norm=False, masked=False), 3)
+    )
+    io = {"clip": given, "logits": tuned(clip)}
+    fine = case_of(
+        *(tmp_path / "fine", tuned, "maskfeat", io), method="classifier", dim_mul=[], **names
+    )
+    histograms = shaken(MaskFeat(clip=spec, encoder=shape).model())
+    cells = torch.arange(2 * 3 * 2 * 3).reshape(2, 3, 2, 3) % 3 == 0
+    hidden = cells.repeat_interleave(2, 2).repeat_interleave(2, 3).reshape(2, 1, -1)
+    assert hidden.shape[2] == grid[0] * grid[1] * grid[2]
+    masks = pack(hidden, replace=True)
+    io = {"clip": given, "mask": cells, "pred": histograms.predict(clip, masks)["hog"]}
+    io["pred"] = io["pred"][masks.weight[:, 0] > 0]
+    pre = case_of(tmp_path / "pre", histograms, "maskfeat", io, method="maskfeat", **names)
+    done = run(fine, pre)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("tensors bit-identical") == 2
+    other = json.loads((fine / "config.json").read_text()) | {"pool_kv_stride_adaptive": [1, 2, 2]}
+    (fine / "config.json").write_text(json.dumps(other))
     assert run(fine).returncode == 1
