@@ -102,6 +102,7 @@ def opened(path: str | Path, told: Told = NOTHING) -> Found:
 
 def _ours(path: Path, told: Told) -> Found:
     """A run's folder or a checkpoint of ours, which says all of itself."""
+    header = checkpoint.read_header(path)
     answered = {"allow_missing", "trust_code", "inflate", "tubelet_size"}
     unasked = sorted(set(told.said()) - answered)
     if unasked:
@@ -109,7 +110,6 @@ def _ours(path: Path, told: Told) -> Found:
             f"{path} says its {' and '.join(unasked)} itself: leave {'that' if len(unasked) == 1 else 'them'} "
             "out. They are for files of others, which do not."
         )
-    header = checkpoint.read_header(path)
     card_of(header, path)  # an error where this was not written by tubelet
     weights = checkpoint.load_weights(path)
     origin = layouts.origin_of(header, weights)
@@ -295,6 +295,17 @@ def fill(model: VideoModel, found: Found, told: Told, source: str | Path) -> Non
     if told.allow_missing and allowed:
         found.report.missing += allowed
         weights |= {name: own[name] for name in allowed}
+    lacking = [name for name in own if name not in weights]
+    if lacking and not any(
+        name not in own or v.shape != own[name].shape for name, v in weights.items()
+    ):
+        gone = "; ".join(f"{name} is missing" for name in lacking[:4])
+        more = f"; and {len(lacking) - 4} more" if len(lacking) > 4 else ""
+        raise TubeletError(
+            f"{source} lacks tensors of this {type(model).__name__}: {gone}{more}. To leave "
+            f"those at new, random values, name them: --allow-missing-weights {lacking[0]} (in Python: "
+            "allow_missing=[...])."
+        )
     checkpoint.apply_weights(model, weights, source)
 
 

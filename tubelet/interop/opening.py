@@ -58,11 +58,11 @@ def contents(path: Path) -> Any:
         return _loaded(path, mapped=False)
     if begin[8:9] == b"{":
         return _safetensors(path)
-    if tarfile.is_tarfile(path):
-        raise _unreadable(path, "it is an archive: unpack it first")
     for pattern, what in OTHERS:
         if re.match(pattern.encode("latin1"), begin, re.IGNORECASE):
             raise _unreadable(path, f"it is {what}")
+    if tarfile.is_tarfile(path):
+        raise _unreadable(path, "it is an archive: unpack it first")
     raise _unreadable(path, f"it begins with {begin[:8]!r}")
 
 
@@ -79,6 +79,8 @@ def _begin(path: Path) -> bytes:
 
 def _loaded(path: Path, *, mapped: bool) -> Any:
     """By torch, once the file was checked; in the place of foreign classes are stand-ins."""
+    if path.suffix == ".safetensors":  # torch goes by the name
+        raise _unreadable(path, "torch.save has written it: rename it to end in .pth")
     try:
         with torch.serialization.safe_globals(cast(list[Any], STAND_INS)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -102,15 +104,23 @@ def _check_zip(path: Path) -> None:
                 raise zipfile.BadZipFile("it has a comment, or is two files in one")
             sizes = _entries(path, archive)
             listed = _listed(path, sizes)
+            packed = [e.filename for e in archive.infolist() if e.compress_type or e.flag_bits & 1]
+            if packed:
+                raise TubeletError(
+                    f"{path} is packed ({some(packed)}), which torch.save never does: refused. Save "
+                    "it again."
+                )
             claims = _Claims(path, sizes, f"{listed.removesuffix('data.pkl')}data/")
             with archive.open(listed) as contents:
                 Walk(path, claims.of_record).run(cast(BinaryIO, contents))
+    except zipfile.BadZipFile as error:
+        raise _unreadable(path, f"it is cut short or damaged ({error}): fetch it again") from error
     except BROKEN as error:
         raise _unreadable(path, error) from error
 
 
 def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
-    """The sizes of an archive's records, by name: all stored as they are, none twice."""
+    """The sizes of an archive's records, by name, none of them twice."""
     entries, has = archive.infolist(), path.stat().st_size
     sizes = {entry.filename: entry.file_size for entry in entries}
     total = sum(entry.file_size for entry in entries)
@@ -118,13 +128,6 @@ def _entries(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:
         raise TubeletError(
             f"{path} has {has} bytes and would unpack to {total}, where torch.save packs nothing: "
             "refused, before memory is taken for it."
-        )
-    packed = [
-        e.filename for e in entries if e.compress_type != zipfile.ZIP_STORED or e.flag_bits & 1
-    ]
-    if packed and any(name.endswith("/data.pkl") for name in sizes):
-        raise TubeletError(
-            f"{path} is packed ({some(packed)}), which torch.save never does: refused. Save it again."
         )
     return sizes
 
@@ -237,7 +240,7 @@ def listing(paths: Iterable[Path]) -> str:
 
 
 def _unreadable(path: Path, why: object) -> TubeletError:
-    said = (str(why).splitlines() or [type(why).__name__])[0][:300] or type(why).__name__
+    said = (str(why).splitlines() or [type(why).__name__])[0][:300].rstrip(".")
     return TubeletError(
         f"{path} cannot be read as weights: {said}. Expected a file of tensors, written by torch.save or "
         "safetensors."

@@ -19,7 +19,8 @@ import numpy as np
 
 from tubelet.errors import TubeletError
 
-MOST_BYTES = 1 << 26  # of a pickle without its tensors; real ones have less than 2 MiB
+MOST_BYTES = 1 << 25  # of a pickle without its tensors; real ones have less than 2 MiB
+MOST_STEPS = 1 << 20  # each may take 100 bytes or so; an optimizer's state of ViT-g has 100 000
 MOST_ITEMS = 1 << 22  # copied into objects
 MOST_DIMS = 16
 # Bytes of a number, by the name of its storage.
@@ -123,7 +124,7 @@ class Storage(NamedTuple):
     numbers: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Group:
     """A tuple, list or dict (keys and values in turn), or what a call would make (`name`)."""
 
@@ -147,15 +148,16 @@ class Walk:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.protocol = 0
-        self.copied = 0
+        self.copied = self.steps = 0
 
     def run(self, stream: BinaryIO) -> None:
         """Walks to the end of one pickle, where it leaves the stream."""
         begin = stream.tell()
         try:
             for op, arg, at in pickletools.genops(stream):
-                if at is not None and at - begin > MOST_BYTES:
-                    raise self._refused(f"has more than {MOST_BYTES >> 20} MiB beside its tensors")
+                self.steps += 1
+                if self.steps > MOST_STEPS or (at or 0) - begin > MOST_BYTES:
+                    raise self._refused("lists more than any checkpoint does beside its tensors")
                 self._step(op.name, arg)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise TubeletError(
@@ -203,7 +205,7 @@ class Walk:
             case "BINGET" | "LONG_BINGET":
                 push(self.memo[arg])
             case "GLOBAL":
-                push(self._asked(arg.replace(" ", ".")))
+                push(self._asked(arg.replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 name, module = pop(), pop()
                 push(self._asked(f"{module}.{name}"))
@@ -284,7 +286,7 @@ class Walk:
         if name.endswith(("numpy.dtype", "_reconstruct")):
             return  # their stand-ins take what they know of it
         if name not in ("argparse.Namespace", "collections.OrderedDict") or state.kind != "dict":
-            raise self._refused(f"sets the state of a {name or type(onto).__name__}")
+            raise self._refused(f"sets the state of a {name or getattr(onto, 'kind', 'value')}")
         self._copy(len(state.items))
         names = state.items[::2]
         if name.endswith("OrderedDict") and names != ["_metadata"]:
