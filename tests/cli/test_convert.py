@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_files import CLASSES, classifier, mae, mvd, videomae, write
+from foreign import DECODER
+from foreign_files import CLASSES, CLIP, classifier, mae, maskfeat, mvd, pretrained, videomae, write
 
 import tubelet as library
 from tubelet import stored
+from tubelet.backbones.vit import ViTShape
 from tubelet.errors import TubeletError
 from tubelet.interop import layouts
 from tubelet.interop.found import Found
+from tubelet.methods.videomae import VideoMAE
 from tubelet.model import Classifier, MaskedModel
 
 TOLD: dict[str, Any] = {"heads": 3, "trained": (4, 32, 32)}
@@ -44,6 +47,7 @@ def same(one: Any, other: Any) -> bool:
         (classifier, "videomae", TOLD | {"position": "sinusoid_1d"}),
         (mvd, "mvd", DECODED),
         (mae, "mae", DECODED | {"trained": None}),
+        (maskfeat, "maskfeat", {"trained": (8, 64, 64), "pool_kv": 8}),
     ],
 )
 def test_there_and_back_is_bit_identical(here: Path, make: Any, to: str, told: Any) -> None:
@@ -51,8 +55,9 @@ def test_there_and_back_is_bit_identical(here: Path, make: Any, to: str, told: A
     library.convert(first, "ours.safetensors", to="tubelet", **told)
     library.convert("ours.safetensors", "again.pth", to=to)
     held, again = (torch.load(f, weights_only=True) for f in ("first.pth", "again.pth"))
-    assert list(held) == list(again) == ["model"]
-    assert same(held["model"], again["model"])
+    (wrapper,) = held
+    assert list(again) == [wrapper]
+    assert same(held[wrapper], again[wrapper])
     assert same(library.load("ours.safetensors").state_dict(), make().state_dict())
 
 
@@ -82,6 +87,26 @@ def test_a_hugging_face_folder_there_and_back(here: Path) -> None:
     library.convert("ours.safetensors", "theirs", to="hf", overwrite=True)
     assert Path("theirs/notes.txt").read_text() == "mine"
     assert not [path for path in here.iterdir() if path.name.startswith(".")]
+
+
+def test_what_a_reader_would_take_as_published_is_told(here: Path) -> None:
+    run = VideoMAE(clip=CLIP, encoder=ViTShape(384, 1, 12, patch=8), decoder=DECODER)
+    stored.save(pretrained(run), "ours.safetensors")
+    report = library.convert("ours.safetensors", "theirs.pth", to="videomae")
+    says = "read it with --decoder-heads 2 --heads 12 --trained 4 32 32"
+    assert any(note.endswith(says) for note in report.notes)
+    assert library.inspect("theirs.pth").encoder["heads"] == 6
+
+
+def test_positions_that_hugging_face_makes_anew(here: Path) -> None:
+    stored.save(classifier(), "ours.safetensors")
+    larger: dict[str, Any] = {"num_frames": 8, "img_size": 48}
+    with pytest.raises(TubeletError, match="positions='rebuild'"):
+        library.convert("ours.safetensors", "theirs", to="hf", **larger)
+    library.convert("ours.safetensors", "theirs", to="hf", positions="rebuild", **larger)
+    clip = torch.rand(1, 3, 8, 48, 48)
+    ours = library.load("ours.safetensors", positions="rebuild", **larger)
+    assert torch.allclose(library.load("theirs")(clip), ours(clip), atol=1e-6)
 
 
 def test_what_would_be_read_as_another_model_is_not_written(

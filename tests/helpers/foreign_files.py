@@ -14,8 +14,10 @@ import torch
 from foreign import DECODER, SHAPE
 
 from tubelet import stored
+from tubelet.backbones.mvit import MViTShape
 from tubelet.interop import layouts
 from tubelet.methods.mae import ImageMAE, image
+from tubelet.methods.maskfeat import MaskFeat
 from tubelet.methods.mvd import MVD, Distilled
 from tubelet.methods.run import to_dict
 from tubelet.methods.videomae import VideoMAE
@@ -57,6 +59,12 @@ def mvd() -> VideoModel:
 def mae() -> VideoModel:
     frame = ClipSpec(num_frames=1, size=(32, 32))
     return pretrained(ImageMAE(clip=frame, encoder=image(SHAPE), decoder=DECODER))
+
+
+def maskfeat() -> VideoModel:
+    shape = MViTShape(depths=(1, 1, 1), widths=(8, 16, 16), heads=(1, 2, 2), pool_last=False)
+    clip = ClipSpec(num_frames=8, size=(64, 64))
+    return pretrained(MaskFeat(clip=clip, encoder=shape, mask_unit=(1, 1, 1)))
 
 
 def classifier(outputs: int = 2, classes: tuple[str, ...] = ()) -> Classifier:

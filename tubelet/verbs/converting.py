@@ -25,7 +25,6 @@ from tubelet.interop.names import some
 from tubelet.interop.report import Report
 from tubelet.methods.records import record, value_of
 from tubelet.model import Classifier, VideoModel
-from tubelet.shapes import ClipSpec
 
 OURS = "tubelet"
 SUFFIXES = (".pth", ".pt", ".pyth", ".bin", ".safetensors")
@@ -81,13 +80,13 @@ def convert(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         (stored.write if to == OURS else _written_as(to))(found, begun)
-        say = _compare(found, begun, to, out)
+        back, say = _compare(found, begun, to, out)
         _move(begun, out)
     except OSError as error:
         raise TubeletError(f"{out} cannot be written: {error.strerror or error}.") from error
     finally:
         _remove(begun)
-    found.report.notes += _notes(found, out, to, say)
+    found.report.notes += _notes(found, back, out, to, say)
     return found.report
 
 
@@ -234,8 +233,9 @@ def _others(found: Found, to: str) -> str:
     return f"Layouts that can: {', '.join(name for name in able if name != to)}."
 
 
-def _compare(found: Found, begun: Path, to: str, out: Path) -> dict[str, Any]:
-    """Reads what was written; TubeletError unless it is the same model -> what it does not say."""
+def _compare(found: Found, begun: Path, to: str, out: Path) -> tuple[Found, dict[str, Any]]:
+    """Reads what was written -> that, and what it does not say; TubeletError unless it is the same
+    model."""
     back, say = _read_again(found, begun)
     wrong = [name for name in found.weights if name not in back.weights]
     wrong += [name for name in back.weights if name not in found.weights]
@@ -250,7 +250,7 @@ def _compare(found: Found, begun: Path, to: str, out: Path) -> dict[str, Any]:
             f"({back.kind}, where the source is {found.kind}; {len(wrong)} tensors differ: "
             f"{some(wrong) or 'none'}). This is a fault of tubelet's: please report it."
         )
-    return say
+    return back, say
 
 
 def _read_again(found: Found, begun: Path) -> tuple[Found, dict[str, Any]]:
@@ -262,7 +262,7 @@ def _read_again(found: Found, begun: Path) -> tuple[Found, dict[str, Any]]:
             back = stored.opened(begun, record(Told, told))
         except Unsaid as unsaid:
             new = {question.name for question in unsaid.questions} - set(told)
-            if not new:
+            if not new or new - set(truth):
                 raise
         else:
             taken = answers(back)
@@ -275,22 +275,22 @@ def _read_again(found: Found, begun: Path) -> tuple[Found, dict[str, Any]]:
 def answers(found: Found) -> dict[str, Any]:
     """What a file may not say of a model, by the names of `Told`."""
     backbone, run = found.header["backbone"], found.header["run"]
-    shape = backbone["shape"]
-    multiscale: dict[str, Any] = {}
-    if "widths" in shape:
-        own: MViTShape = value_of(Encoder, shape, "backbone")
-        pooled = tuple(at for at, row in enumerate(own.rows) if row.pool_q > 1)
-        multiscale = {"pooled": pooled, "pool_kv": own.pool_kv}
+    shape: Encoder = value_of(Encoder, backbone["shape"], "backbone")
+    trained = tuple(backbone["trained"])
+    if isinstance(shape, MViTShape):
+        pooled = tuple(at for at, row in enumerate(shape.rows) if row.pool_q > 1)
+        return {"trained": trained, "pooled": pooled, "pool_kv": shape.pool_kv}
+    if shape.positions == "rebuild":  # then they are those of its clips
+        trained = (found.header["clip"]["num_frames"], *found.header["clip"]["size"])
     return {
-        "position": shape.get("position"),
-        "heads": shape.get("heads"),
+        "position": shape.position,
+        "heads": shape.heads,
         "decoder_heads": (run.get("decoder") or {}).get("heads"),
-        "trained": tuple(backbone["trained"]),
-        **multiscale,
+        "trained": trained,
     }
 
 
-def _notes(found: Found, out: Path, to: str, say: dict[str, Any]) -> list[str]:
+def _notes(found: Found, back: Found, out: Path, to: str, say: dict[str, Any]) -> list[str]:
     notes = [f"{out}, in the layout {to}: written, read again, and equal in all tensors"]
     if say:
         flags = (f"--{name.replace('_', '-')} {_said(value)}" for name, value in say.items())
@@ -301,19 +301,17 @@ def _notes(found: Found, out: Path, to: str, say: dict[str, Any]) -> list[str]:
     names = found.header["classes"]
     if names and not as_folder and not heads.numbered(names):
         notes.append(f"the names of the {len(names)} classes have no place in the new file")
-    lost = _unsaid(found)
+    lost = _unsaid(found, back)
     if lost and not as_folder:
         notes.append(f"of which clips the model is has no place in the new file: {lost}")
     return notes
 
 
-def _unsaid(found: Found) -> str:
-    """Options of clips that are not those that readers take for granted."""
-    usual = ClipSpec()
-    clip = found.header["clip"]
+def _unsaid(found: Found, back: Found) -> str:
+    """How the clips are that the model takes, where its reader will think otherwise."""
+    own, other = found.header["clip"], back.header["clip"]
     names = ("num_frames", "sampling", "sampling_rate", "size")
-    own = {name: clip.get(name, getattr(usual, name)) for name in names}
-    odd = [n for n, v in own.items() if _said(v) != _said(getattr(usual, n))]
+    odd = [name for name in names if _said(own[name]) != _said(other[name])]
     return ", ".join(f"{name} {_said(own[name])}" for name in odd)
 
 

@@ -29,7 +29,7 @@ RECIPE = (
     *("warmup_epochs", "weight_decay", "opt_betas", "betas", "clip_grad", "layer_decay"),
     *("drop_path", "mask_type", "mask_ratio", "decoder_mask_ratio", "decoder_depth"),
     *("normlize_target", "normalise_target", "mixup", "cutmix", "smoothing", "reprob"),
-    *("num_frames", "sampling_rate", "input_size", "nb_classes", "teacher", "weights"),
+    *("teacher", "weights"),
 )
 CLIP = ("num_frames", "sampling", "sampling_rate", "size")
 SHOWN, MOST = 6, 40
