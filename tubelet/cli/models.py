@@ -116,7 +116,9 @@ def reconstruct(args: list[str]) -> int:
         )
     model, name = verbs.masked_model(job.run, job.told), Path(job.run).name
     for video in job.videos:
-        made = verbs.reconstruct(model, video, out=job.out, config=job.config, name=name)
+        made = verbs.reconstruct(
+            model, video, out=job.out, config=job.config, name=name, told=job.told
+        )
         print(made.strip, *([made.animation] if made.animation else []), sep="\n")
     return 0
 
