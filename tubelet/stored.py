@@ -295,18 +295,23 @@ def fill(model: VideoModel, found: Found, told: Told, source: str | Path) -> Non
     if told.allow_missing and allowed:
         found.report.missing += allowed
         weights |= {name: own[name] for name in allowed}
+    _check_whole(model, weights, source)
+    checkpoint.apply_weights(model, weights, source)
+
+
+def _check_whole(model: VideoModel, weights: Mapping[str, Tensor], source: str | Path) -> None:
+    """TubeletError for weights of this very model of which some are missing."""
+    own = model.state_dict()
     lacking = [name for name in own if name not in weights]
-    if lacking and not any(
-        name not in own or v.shape != own[name].shape for name, v in weights.items()
-    ):
+    same = all(name in own and value.shape == own[name].shape for name, value in weights.items())
+    if lacking and same:
         gone = "; ".join(f"{name} is missing" for name in lacking[:4])
         more = f"; and {len(lacking) - 4} more" if len(lacking) > 4 else ""
         raise TubeletError(
-            f"{source} lacks tensors of this {type(model).__name__}: {gone}{more}. To leave "
-            f"those at new, random values, name them: --allow-missing-weights {lacking[0]} (in Python: "
+            f"{source} lacks tensors of this {type(model).__name__}: {gone}{more}. To leave those at "
+            f"new, random values, name them: --allow-missing-weights {lacking[0]} (in Python: "
             "allow_missing=[...])."
         )
-    checkpoint.apply_weights(model, weights, source)
 
 
 def _check_finite(weights: Mapping[str, Tensor], source: str | Path) -> None:

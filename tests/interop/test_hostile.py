@@ -12,7 +12,8 @@ from pathlib import Path
 import hostile
 import pytest
 import torch
-from hostile import CASES, Hostile, World, loaded, said
+from hostile import CASES, Hostile, loaded, said
+from hostile_files import World
 
 from tubelet.errors import TubeletError
 

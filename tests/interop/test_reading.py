@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hostile import asked, pickled, tensor, text, whole
+from hostile_files import asked, pickled, tensor, text, whole
 from safetensors.torch import save_file
 
 from tubelet.errors import TubeletError
