@@ -10,7 +10,6 @@ from tubelet import losses
 from tubelet.backbones.vit import BASE, HUGE, LARGE, SMALL, ViTShape
 from tubelet.decoders import DecoderShape, Joint, Mlp
 from tubelet.errors import TubeletError
-from tubelet.interop import mvd as layout
 from tubelet.masks import pack
 from tubelet.methods import mvd
 from tubelet.methods.mvd import MVD, Distilled, Further, student
@@ -117,6 +116,9 @@ def test_every_published_recipe_is_pinned_here() -> None:
     assert named == set(PUBLISHED) == set(PARAMETERS)
 
 
+WITH_POSITIONS = ("backbone", "branches.image.decoder", "branches.video.decoder")
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_are_those_of_the_published_models(name: str) -> None:
     """Trainable ones, and with the three fixed position tables their totals."""
@@ -124,8 +126,7 @@ def test_parameters_are_those_of_the_published_models(name: str) -> None:
     with torch.device("meta"):
         model = getattr(mvd, name).model()
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    tables = [model.get_submodule(path).table for path in layout.TABLES.values()]
-    assert len(tables) == 3
+    tables = [model.get_submodule(f"{of}.positions").table for of in WITH_POSITIONS]
     assert f"{count / 1e6:.3f}" == f"{trainable:.3f}"
     assert f"{(count + sum(t.numel() for t in tables)) / 1e6:.3f}" == f"{total:.3f}"
     for branch in ("image", "video"):
@@ -261,6 +262,9 @@ def test_widths_that_were_left_open_are_the_teachers() -> None:
 def test_how_a_teacher_is_loaded() -> None:
     run = dataclasses.replace(TINY, image=Distilled(positions="rebuild", position="sincos_3d"))
     assert run.teacher_options("image") == {"positions": "rebuild", "position": "sincos_3d"}
+    told = MVD(video=Distilled(heads=3, trained=(8, 32, 32))).teacher_options("video")
+    assert told["heads"] == 3
+    assert told["trained"] == (8, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["", "image", "pixels", "hog"])

@@ -143,8 +143,9 @@ class MVD(Pretraining):
     def teacher_options(self, branch: str) -> dict[str, Any]:
         """How the teacher of a branch is loaded."""
         one = self.distilled()[branch]
-        names = ("positions", "position", "heads", "trained")
-        return {name: getattr(one, name) for name in names}
+        said = {"heads": one.heads, "trained": one.trained}
+        said = {name: value for name, value in said.items() if value is not None}
+        return {"positions": one.positions, "position": one.position, **said}
 
     def teacher_flags(self, branch: str) -> tuple[str, str]:
         """How a user gives the teacher of a branch, and how the branch is left out."""
