@@ -274,7 +274,7 @@ CASES = [
     Hostile("a storage of 64 GiB before torch 1.6", legacy_claim, "claims .* bytes", bomb=True),
     Hostile("safetensors of 4 TiB", lying_safetensors, "cannot be read as weights", bomb=True),
     Hostile(
-        "a network of 0.5 TB by 24 MB",
+        "a network of 600 GB by 10 MB",
         wide,
         "would make a network of",
         bomb=True,
