@@ -13,7 +13,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from tubelet import stored
+from tubelet import heads, stored
 from tubelet.errors import TubeletError
 from tubelet.interop import huggingface, layouts
 from tubelet.interop.found import NOTHING, Found, Question, Told, Unsaid
@@ -111,7 +111,8 @@ class Inspection:
     def _rows(self) -> list[tuple[str, str]]:
         frames = "x".join(map(str, self.trained))
         numbers = [f"{name} {count:,}" for name, count in self.parameters.items()]
-        shown = some(list(map(str, self.classes)), SHOWN)
+        named = not heads.numbered(self.classes)
+        shown = some(self.classes, SHOWN) if named else "known by number alone"
         rows = [
             ("what", f"{self.what}{f' ({self.kind})' if self.kind else ''}"),
             ("layout", self.layout + (f", in the entry {self.wrapper!r}" if self.wrapper else "")),
