@@ -108,6 +108,12 @@ class Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+def hidden_of(dim: int, ratio: float) -> int:
+    """The width inside an MLP. A ratio that was read from weights is a quotient, whose product with
+    the width may lie just below the whole number that it was made of."""
+    return int(dim * ratio + 1e-6)
+
+
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
 
@@ -129,7 +135,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.attn = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, hidden_of(dim, mlp_ratio))
         self.drop1 = DropPath(drop_path, 2 * salt)
         self.drop2 = DropPath(drop_path, 2 * salt + 1)
 

@@ -292,7 +292,7 @@ class Block(nn.Module):
             trained=grid,
         )
         self.norm2 = nn.LayerNorm(inner, eps=parts.NORM_EPS)
-        self.mlp = parts.Mlp(inner, int(inner * shape.mlp_ratio), row.out)
+        self.mlp = parts.Mlp(inner, parts.hidden_of(inner, shape.mlp_ratio), row.out)
         self.proj: nn.Module | None = None
         if row.width != row.out:
             self.proj = nn.Linear(row.width, row.out)

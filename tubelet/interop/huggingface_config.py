@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, statistics
-from tubelet.backbones.layers import NORM_EPS
+from tubelet.backbones.layers import NORM_EPS, hidden_of
 from tubelet.backbones.vit import ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
@@ -222,7 +222,7 @@ def _sizes(shape: ViTShape, in_chans: int) -> dict[str, int]:
         "hidden_size": shape.width,
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
-        "intermediate_size": round(shape.width * shape.mlp_ratio),
+        "intermediate_size": hidden_of(shape.width, shape.mlp_ratio),
         "patch_size": shape.patch,
         "tubelet_size": shape.tubelet_size,
         "num_channels": in_chans,
@@ -234,7 +234,7 @@ def _decoder_sizes(decoder: DecoderShape) -> dict[str, int]:
         "decoder_hidden_size": decoder.width,
         "decoder_num_hidden_layers": decoder.depth,
         "decoder_num_attention_heads": decoder.heads,
-        "decoder_intermediate_size": round(decoder.width * decoder.mlp_ratio),
+        "decoder_intermediate_size": hidden_of(decoder.width, decoder.mlp_ratio),
     }
 
 
