@@ -294,7 +294,7 @@ def positions(state: dict[str, Tensor]) -> None:
         (no_time, r"lacks blocks\.2\.attn\.rel_pos_t"),
         (cut_table, r"fit no MViTv2 trained on clips of 4x32x32"),
         (other_kernel, r"patches are \[8, 3, 7, 7\], expected \[D,C,3,7,7\]"),
-        (scalar, r"lacks blocks\.1\.norm1\.weight"),
+        (scalar, r"blocks\.1\.norm1\.weight is a single number"),
         (odd_heads, r"attention of block 1 is 16 wide.* 7 channels"),
         (no_block, r"blocks\.1 is missing"),
         (positions, r"no place for: pos_embed_spatial"),

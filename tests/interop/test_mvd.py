@@ -176,3 +176,13 @@ def test_settings_tell_whose_fine_tuned_file_it_is(mark: str, kind, tmp_path: Pa
     state = theirs(classifier_model(kind), "mvd" if kind == "sincos_3d" else "videomae")
     path = save(tmp_path / "a.pth", state, **{mark: False})
     assert stored.load(path, **TOLD).backbone.shape.position == kind
+
+
+def test_a_student_without_tables_has_the_positions_that_are_said(tmp_path: Path) -> None:
+    state = {n: v for n, v in theirs(student_model(), "mvd").items() if "pos_embed" not in n}
+    path = save(tmp_path / "a.pth", state)
+    assert stored.load(path, **DECODED).backbone.shape.position == "sincos_3d"
+    said = stored.load(path, position="sinusoid_1d", **DECODED)
+    assert said.backbone.shape.position == "sinusoid_1d"
+    with pytest.raises(TubeletError, match="no position table, and learned was said"):
+        stored.load(path, position="learned", **DECODED)

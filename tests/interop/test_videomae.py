@@ -201,3 +201,43 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     path.write_text("no weights")
     with pytest.raises(TubeletError, match=r"a\.pth cannot be read as weights"):
         stored.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("head.weight", ()),
+        ("blocks.0.mlp.fc1.weight", (4,)),
+        ("blocks.1.attn.qkv.bias", (4,)),
+        ("blocks.1.attn.qkv.bias", ()),
+    ],
+)
+def test_a_tensor_of_an_odd_shape_is_one_clear_error(
+    name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    state = theirs(classifier_model(), "videomae") | {name: torch.ones(shape)}
+    path = save(tmp_path / "a.pth", state)
+    with pytest.raises(TubeletError, match=str(path)):
+        stored.load(path, position="sinusoid_1d", **TOLD)
+
+
+def test_clips_in_tubelets_of_one_frame_are_no_images(tmp_path: Path) -> None:
+    model = classifier_model(tubelet_size=1)
+    path = save(tmp_path / "a.pth", theirs(model, "videomae"), num_frames=8, input_size=32)
+    found = stored.load(path, position="sinusoid_1d", heads=3)
+    assert found.backbone.trained == (8, 32, 32)
+    clip = torch.rand(1, 3, 8, 32, 32)
+    assert torch.equal(found(clip), model(clip))
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(112, 488), (176, 240)])
+def test_widths_whose_quotient_is_rounded(width: int, hidden: int, tmp_path: Path) -> None:
+    """488 / 112 * 112 is less than 488."""
+    assert int(width * (hidden / width)) == hidden - 1
+    state = theirs(
+        classifier_model(width=width, heads=4, mlp_ratio=(hidden + 0.5) / width), "videomae"
+    )
+    assert len(state["blocks.0.mlp.fc1.weight"]) == hidden
+    path = save(tmp_path / "a.pth", state)
+    found = stored.load(path, position="sinusoid_1d", **TOLD | {"heads": 4})
+    same_state(theirs(found, "videomae"), state)

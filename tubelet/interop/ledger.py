@@ -35,6 +35,10 @@ class Ledger:
         self.report = Report(path=str(raw.path), dropped=list(raw.dropped), notes=list(raw.notes))
         for name, value in raw.state.items():
             plain = (plain_of or plain_name)(name)
+            if not value.dim() and plain.endswith((".weight", ".bias")):
+                raise TubeletError(
+                    f"{raw.path}: {name} is a single number, where no layer has one: the file is damaged."
+                )
             if plain in self.left:
                 twice = next(old for old, one in self.names.items() if one == plain)
                 raise TubeletError(
@@ -62,6 +66,11 @@ class Ledger:
                 continue
             own = row[1] + name.removeprefix(row[0])
             if split and own.endswith(JOINED):
+                if value.dim() != 1 or len(value) % 3:
+                    raise TubeletError(
+                        f"{self.raw.path}: {self._theirs[name]} is {list(value.shape)}, where one row "
+                        "of queries, keys and values is expected: the file is damaged."
+                    )
                 q, k, v = value.chunk(3)
                 self.keep(name, "the keys' part: it changes no softmax", k, under=key_bias(name))
                 block = own.removesuffix("qkv.bias")

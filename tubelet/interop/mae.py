@@ -37,6 +37,7 @@ DECODER: Table = (
 )
 PRETRAIN: Table = (*TRUNK, *NORM, *DECODER)
 DECODER_HEADS = {512: 16}  # of all published sizes
+ONE = {"num_frames": 1}  # an image, whatever its settings say of clips
 # Options of timm's vision transformer that change what it computes: part of a name, in words.
 UNKNOWN = {
     "reg_token": "register tokens",
@@ -96,7 +97,7 @@ def _refuse(ledger: Ledger) -> None:
 def _shape(ledger: Ledger) -> tuple[ViTShape, tuple[int, int, int], int]:
     """-> the encoder's shape, the size of its images, its channels; its position table is learned,
     and moved, or fixed, and kept."""
-    settings, told, path = ledger.raw.settings, ledger.told, ledger.raw.path
+    settings, told, path = ledger.raw.settings | ONE, ledger.told, ledger.raw.path
     notes, prefix = ledger.report.notes, int("cls_token" in ledger.left)
     shape, in_chans = sizes.vit_shape(ledger.left, told, path, KIND, class_token=prefix > 0)
     table = sizes.table_of(ledger.left, "pos_embed", shape.width, path)

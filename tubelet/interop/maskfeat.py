@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tubelet.backbones.backbone import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, KINETICS_STD
 from tubelet.errors import TubeletError
-from tubelet.interop import mae_st, sizes
+from tubelet.interop import mae, mae_st, sizes
 from tubelet.interop.found import Found
 from tubelet.interop.ledger import Ledger
 from tubelet.interop.mvit import MULTISCALE, hog_width, mvit_shape
@@ -93,7 +93,7 @@ def _image(ledger: Ledger) -> tuple[Any, tuple[int, int, int], int]:
     table = sizes.table_of(ledger.left, TABLE, shape.width, path)
     if table is None:
         raise TubeletError(f"{path} lacks {TABLE}, which MaskFeat's networks of images learn.")
-    trained = sizes.trained_on(shape, told, {}, path, notes, table, prefix=1)
+    trained = sizes.trained_on(shape, told, mae.ONE, path, notes, table, prefix=1)
     ledger.put({POSITIONS: table}, TABLE)
     ledger.put({f"backbone.{PATCHES}": ledger.left[PATCHES].unsqueeze(2)}, PATCHES)
     return shape, trained, in_chans

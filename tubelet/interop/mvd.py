@@ -56,7 +56,7 @@ def read(ledger: Ledger) -> Found:
     table = sizes.table_of(ledger.left, "pos_embed", shape.width, path)
     trained = sizes.trained_on(shape, told, settings, path, ledger.report.notes, table)
     grid = shape.grid_for(*trained)
-    kind = sizes.position_of(table, grid, KINDS, told, path) if table is not None else KINDS[0]
+    kind = _position(ledger, table, grid)
     shape = replace(shape, position=kind)
     if kind == "learned":
         assert table is not None
@@ -76,6 +76,19 @@ def read(ledger: Ledger) -> Found:
     ledger.move(NORM)
     header = sizes.header_of("encoder", shape, trained, in_chans, settings, final_norm=normed)
     return ledger.done(NAME, f"an encoder of clips with {kind} positions", header)
+
+
+def _position(ledger: Ledger, table: Tensor | None, grid: Grid) -> PositionKind:
+    """The kind of its positions: by the table where it has one."""
+    told, path = ledger.told, ledger.raw.path
+    if table is not None:
+        return sizes.position_of(table, grid, KINDS, told, path)
+    if told.position not in (None, *KINDS):
+        raise TubeletError(
+            f"{path} has no position table, and {told.position} was said: MVD's students have "
+            f"{' or '.join(KINDS)}."
+        )
+    return told.position or KINDS[0]
 
 
 def _check_learned(ledger: Ledger, student: bool, table: Tensor, grid: Grid) -> None:

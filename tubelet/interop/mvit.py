@@ -88,11 +88,7 @@ def _measured(state: Mapping[str, Tensor], path: Path) -> list[Measured]:
     found: list[Measured] = []
     for i in range(depth_of(state, "blocks.", path)):
         parts = {name: state.get(f"blocks.{i}.{name}") for name in NEEDED}
-        missing = [
-            f"blocks.{i}.{name}"
-            for name, value in parts.items()
-            if value is None or not value.dim()
-        ]
+        missing = [f"blocks.{i}.{name}" for name, value in parts.items() if value is None]
         if missing:
             raise TubeletError(
                 f"{path} lacks {some(missing)}, which each block of an MViTv2 with relative "

@@ -39,7 +39,7 @@ def vit_shape(
     patches, hidden = state.get(PATCHES), state.get("blocks.0.mlp.fc1.weight")
     if hidden is None and any(name.startswith("blocks.") for name in state):
         depth_of(state, "blocks.", path)  # the first may be missing alone
-    if patches is None or hidden is None or patches.dim() not in (4, 5):
+    if patches is None or hidden is None or patches.dim() not in (4, 5) or hidden.dim() != 2:
         raise TubeletError(
             f"{path} is no vision transformer that is known: expected {PATCHES} and blocks with "
             f"mlp.fc1; it holds {some(sorted(state))}."
@@ -88,8 +88,10 @@ def decoder_shape(
 ) -> DecoderShape:
     """The sizes of the decoder whose blocks lie under the prefix, as in "decoder.blocks."."""
     hidden = state.get(f"{prefix}0.mlp.fc1.weight")
-    if hidden is None:
-        raise TubeletError(f"{path} holds a decoder without {prefix}0.mlp.fc1.weight: incomplete.")
+    if hidden is None or hidden.dim() != 2:
+        raise TubeletError(
+            f"{path} holds a decoder without a matrix {prefix}0.mlp.fc1.weight: damaged, or incomplete."
+        )
     width = hidden.shape[1]
     if told.decoder_heads is None and width not in heads:
         what = f"how many heads the attention of its decoder of width {width} has (--encoder-only leaves it out)"
@@ -120,7 +122,7 @@ def trained_on(
         frames, height, width = told.trained
     else:
         said = _number(settings.get("num_frames"))
-        frames = 1 if shape.tubelet_size == 1 else said or TRAINED[0]
+        frames = said or TRAINED[0]
         height = width = _number(settings.get("input_size")) or 0
         slots = max(1, frames // shape.tubelet_size)
         if table is not None:

@@ -100,7 +100,7 @@ def read_classifier(
             "encoder_only=True)."
         )
     ledger.move(HEAD)
-    outputs = 0 if weight is None or not weight.dim() else len(weight)
+    outputs = 0 if weight is None else len(weight)
     clip = clip_of(settings, trained[0])
     header = sizes.header_of("classifier", shape, trained, in_chans, outputs=outputs, **clip)
     return ledger.done(NAME, f"{what}, fine-tuned: {outputs} classes", header)
