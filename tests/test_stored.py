@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 
 import tubelet
 from tubelet import stored
-from tubelet.backbones.vit import ViTShape
+from tubelet.backbones.vit import ViT, ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.interop import layouts
 from tubelet.methods.run import to_dict
 from tubelet.methods.videomae import VideoMAE
-from tubelet.model import Card, MaskedModel
+from tubelet.model import Card, Classifier, MaskedModel
 from tubelet.shapes import ClipSpec
 
 CLIP = ClipSpec(num_frames=8, size=(32, 32))
@@ -155,3 +156,31 @@ def test_a_model_by_name_takes_weights_of_others(tmp_path: Path) -> None:
     name = "pretrain_videomae_small_patch16_224"
     with pytest.raises(TubeletError, match=r"branches\.pixels\.decoder\.\S+ is missing"):
         make(name, img_size=32)
+
+
+@pytest.mark.parametrize("other", [{"position": "sincos_3d"}, {"heads": 12}])
+def test_a_model_by_name_refuses_weights_of_another_network(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    """With tensors of the same names and shapes."""
+    shape = replace(ViTShape(384, 12, 6), **other)
+    model = Classifier(ViT(shape, trained=(8, 32, 32), final_norm=False), 5)
+    model.card = Card(clip=CLIP)
+    stored.save(model, tmp_path / "a.safetensors")
+    with pytest.raises(TubeletError, match=f"of another network: {next(iter(other))} "):
+        create_small(tmp_path / "a.safetensors")
+
+
+def test_a_model_by_name_keeps_the_statistics_of_its_weights(tmp_path: Path) -> None:
+    shape = replace(ViTShape(384, 12, 6), mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = Classifier(ViT(shape, trained=(8, 32, 32), final_norm=False), 5).eval()
+    model.card = Card(clip=CLIP)
+    stored.save(model, tmp_path / "a.safetensors")
+    clip = torch.rand(1, 3, 8, 32, 32)
+    again = create_small(tmp_path / "a.safetensors").eval()
+    assert torch.equal(again(clip), model(clip))
+
+
+def create_small(path: Path) -> Any:
+    size: dict[str, Any] = {"num_classes": 5, "num_frames": 8, "img_size": 32}
+    return tubelet.create("vit_small_patch16_224", checkpoint_path=path, **size)

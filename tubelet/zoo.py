@@ -14,14 +14,9 @@ from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.mvit import MVIT_BASE, MVIT_LARGE, MVIT_SMALL
 from tubelet.backbones.vit import ViTShape
 from tubelet.errors import TubeletError
-from tubelet.interop.found import Found, Told
-from tubelet.methods.run import (
-    Pretraining,
-    changed,
-    find,
-    named_runs,
-    to_dict,
-)
+from tubelet.interop.found import Found, Told, Unsaid
+from tubelet.methods.records import record, value_of
+from tubelet.methods.run import Pretraining, changed, find, named_runs, to_dict
 from tubelet.model import Card, Classifier, VideoModel
 from tubelet.shapes import ClipSpec
 
@@ -84,7 +79,9 @@ def create(
     found = None
     if checkpoint_path:
         found = _opened(checkpoint_path, run, labelled)
-        run = changed(run, clip=_trained_on(found, clip))
+        read = _as_read(found, run, name, checkpoint_path)
+        shape = replace(shape, mean=mean or read.mean, std=std or read.std)
+        run = changed(run, clip=_trained_on(found, clip), encoder=shape)
     if labelled:
         encoder = new_encoder(shape, run.clip, drop_path=drop_path_rate)
         model: VideoModel = Classifier(encoder, num_classes)
@@ -101,22 +98,45 @@ def create(
 
 def _opened(path: str | Path, run: Pretraining, labelled: bool) -> Found:
     """Weights for the model of this name, which says what files of others do not."""
-    if stored.is_ours(Path(path)):
+    shape: Any = run.encoder
+    known = {
+        "position": getattr(shape, "position", None),
+        "heads": shape.heads if isinstance(shape, ViTShape) else None,
+        "decoder_heads": getattr(getattr(run, "decoder", None), "heads", None),
+    }
+    try:
         found = stored.opened(path)
-    else:
-        shape: Any = run.encoder
-        decoder = getattr(run, "decoder", None)
-        told = Told(
-            position=getattr(shape, "position", None),
-            heads=shape.heads if isinstance(shape, ViTShape) else None,
-            decoder_heads=None if decoder is None else decoder.heads,
-        )
-        found = stored.opened(path, told)
+    except Unsaid as unsaid:
+        asked = {question.name for question in unsaid.questions}
+        said = {name: value for name, value in known.items() if name in asked}
+        found = stored.opened(path, record(Told, said))
     if not labelled or found.kind == "classifier":
         return found
     rest = ("branches.", "backbone.norm.", "backbone.mask_token")  # what only pretraining has
     weights = {n: v for n, v in found.weights.items() if not n.startswith(rest)}
     return replace(found, weights=weights)
+
+
+def _as_read(found: Found, run: Pretraining, name: str, path: str | Path) -> Encoder:
+    """The encoder of the weights; TubeletError where it is another than that of this name, with
+    tensors of the same shapes or not. Its pixels' statistics and its resizing are its own affair."""
+    read: Encoder = value_of(Encoder, found.header["backbone"]["shape"], "backbone")
+    decoder, decoded = getattr(run, "decoder", None), found.header["run"].get("decoder")
+    own, theirs = dict(vars(run.encoder)), dict(vars(read))
+    if decoder is not None and decoded:
+        own["decoder_heads"], theirs["decoder_heads"] = decoder.heads, decoded["heads"]
+    free = ("mean", "std", "positions", "hide")
+    wrong = [
+        f"{field} {theirs.get(field)!r} where {name} has {value!r}"
+        for field, value in own.items()
+        if field not in free and theirs.get(field) != value
+    ]
+    if wrong:
+        raise TubeletError(
+            f"The weights in {path} are of another network: {'; '.join(wrong)}. tubelet.load makes the "
+            "network that they are of."
+        )
+    return read
 
 
 def _trained_on(found: Found, clip: ClipSpec) -> ClipSpec:
