@@ -28,7 +28,8 @@ MAY_IMPORT = {
     # What draws results draws their intervals, which the probes' results have too.
     "analysis": NETWORKS | {"model", "data", "train", "probes"},
     "building": {"errors"},
-    "stored": NETWORKS | {"building", "model", "interop", "methods", "train"},
+    "headers": NETWORKS | {"interop", "methods", "train"},
+    "stored": NETWORKS | {"building", "headers", "model", "interop", "methods", "train"},
     "hub": NETWORKS | {"model", "interop", "stored"},
     "zoo": NETWORKS | {"model", "interop", "methods", "stored"},
     "heads": NETWORKS | {"model", "interop", "stored", "train"},

@@ -33,13 +33,21 @@ class Zeros(TorchFunctionMode):
 def check_size(header: Mapping[str, Any], weights: Mapping[str, Tensor], path: str | Path) -> None:
     """TubeletError, before memory is taken, where a few tensors would make a huge network."""
     run = {name: value for name, value in header["run"].items() if name != "encoder"}
-    size = _numbers_of([header["backbone"]["shape"], run])
+    shape = header["backbone"]["shape"]
+    size = _numbers_of([shape, run]) + _ends_of(header, shape)
     held = sum(value.numel() for value in weights.values())
     if size > max(SMALL, 2 * held):
         raise TubeletError(
             f"{path} would make a network of {size:.3g} parameters by its shapes, and holds {held}: "
             "refused. It is damaged, or incomplete."
         )
+
+
+def _ends_of(header: Mapping[str, Any], shape: Mapping[str, Any]) -> float:
+    """About how many the first and the last layer have: the patches', and the head's."""
+    width = shape.get("width") or max(shape["widths"])
+    pixels = shape.get("patch", 1) ** 2 * shape.get("tubelet_size", 1)
+    return width * (header["backbone"].get("in_chans", 1) * pixels + header.get("outputs", 0))
 
 
 def _numbers_of(told: Any) -> float:

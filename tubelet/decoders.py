@@ -26,6 +26,15 @@ class DecoderShape:
     heads: int = 6
     mlp_ratio: float = 4.0
 
+    def __post_init__(self) -> None:
+        sizes = (self.width, self.depth, self.heads, self.mlp_ratio)
+        least = (self.width, self.heads, self.depth + 1, self.mlp_ratio)
+        if not all(size > 0 for size in least) or self.width % self.heads:
+            raise TubeletError(
+                f"A decoder's width, depth, heads and mlp_ratio are {sizes}: they must be above 0 (the "
+                "depth may be 0), and the width a multiple of the heads."
+            )
+
 
 class Joint(nn.Module):
     """Self-attention over visible tokens and mask tokens, jointly; class tokens are attended to.

@@ -49,6 +49,11 @@ class ViTShape:
     )  # what its weights depend on
 
     def __post_init__(self) -> None:
+        sizes = (self.width, self.depth, self.heads, self.mlp_ratio, self.patch, self.tubelet_size)
+        if not all(size > 0 for size in sizes):
+            raise TubeletError(
+                f"width, depth, heads, mlp_ratio, patch and tubelet_size are {sizes}: all must be above 0."
+            )
         if self.width % self.heads:
             raise TubeletError(
                 f"width {self.width} does not divide into {self.heads} heads: choose heads among "

@@ -116,10 +116,17 @@ def read_header(path: str | Path) -> dict[str, Any]:
             f"{path} was not written by tubelet: its metadata lacks the key 'tubelet'. Weights in "
             "another layout are renamed first: tubelet.interop has tables for it."
         )
-    header = json.loads(metadata["tubelet"])
-    if header["format"] > FORMAT:
+    try:
+        header = json.loads(metadata["tubelet"])
+        later = header["format"] > FORMAT
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise TubeletError(
-            f"{path} is of format {header['format']}, written by tubelet {header['library']}; "
+            f"{path} has a header that cannot be read ({type(error).__name__}): it is damaged, or was "
+            "not written by tubelet."
+        ) from error
+    if later:
+        raise TubeletError(
+            f"{path} is of format {header['format']}, written by tubelet {header.get('library', '?')}; "
             f"this one reads up to {FORMAT}. Upgrade: pip install -U tubelet."
         )
     return header
