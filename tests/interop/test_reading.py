@@ -193,6 +193,17 @@ def test_a_folder_by_its_tag_and_no_way_out_of_it(tmp_path: Path) -> None:
     assert list(read_raw(run).state) == list(STATE)
 
 
+def test_safetensors_whose_length_begins_as_a_pickle(tmp_path: Path) -> None:
+    """Its header has 640 bytes, which are written as 80 02."""
+    path = tmp_path / "a.safetensors"
+    for long in range(700):
+        save_file({"w": torch.ones(2)}, path, {"note": "x" * long})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert list(read_raw(path).state) == ["w"]
+
+
 def test_safetensors_are_mapped(tmp_path: Path) -> None:
     save_file({"a": torch.ones(1 << 20)}, tmp_path / "w.bin")
     mapped = read_raw(tmp_path / "w.bin").state["a"]

@@ -53,11 +53,14 @@ def contents(path: Path) -> Any:
     if begin.startswith(b"PK\x03\x04"):
         _check_zip(path)
         return _loaded(path, mapped=True)
+    # First its header's length, which may begin as a pickle does.
+    if begin[8:9] == b"{" and int.from_bytes(begin[:8], "little") < path.stat().st_size:
+        return _safetensors(path)
     if re.match(rb"\x80[\x00-\x05]", begin):
         _check_legacy(path)
         return _loaded(path, mapped=False)
     if begin[8:9] == b"{":
-        return _safetensors(path)
+        return _safetensors(path)  # which says what is wrong with it
     for pattern, what in OTHERS:
         if re.match(pattern.encode("latin1"), begin, re.IGNORECASE):
             raise _unreadable(path, f"it is {what}")
