@@ -310,7 +310,15 @@ def test_files_of_torch_and_shards_are_read(tmp_path: Path) -> None:
     theirs.save_pretrained(path, max_shard_size="100KB")
     assert len(list(path.glob("model-*.safetensors"))) > 1
     same(tubelet.load(path).state_dict(), whole)
-    next(iter(path.glob("model-*.safetensors"))).unlink()
+    shards = sorted(path.glob("model-*.safetensors"))
+    last = load_file(shards[-1])
+    save_file(last | {"unnamed.weight": torch.ones(2)}, shards[-1])  # the index has it not
+    with pytest.raises(TubeletError, match=r"no place for: unnamed\.weight"):
+        tubelet.load(path)
+    save_file(last | {next(iter(load_file(shards[0]))): torch.ones(2)}, shards[-1])
+    with pytest.raises(TubeletError, match="more than one of its files"):
+        tubelet.load(path)
+    shards[0].unlink()
     with pytest.raises(TubeletError, match="cannot be read as weights"):
         tubelet.load(path)
 
@@ -389,6 +397,15 @@ def test_without_biases_of_queries_and_values(tmp_path: Path) -> None:
     ours.backbone.blocks[0].attn.q_bias.data.fill_(0.1)  # as training does
     learned = their_load(hf.VideoMAEForVideoClassification, written(ours, tmp_path / "learned"))
     torch.testing.assert_close(ours(clip), learned(normal(clip)).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_biases_that_a_config_has_and_the_weights_lack_are_an_error(tmp_path: Path) -> None:
+    path = folder_of(theirs_classifier(), tmp_path / "theirs")
+    weights = load_file(path / "model.safetensors")
+    gone = ("q_bias", "v_bias", "query.bias", "value.bias")
+    save_file({n: v for n, v in weights.items() if not n.endswith(gone)}, path / "model.safetensors")
+    with pytest.raises(TubeletError, match=r"attn\.q_bias is missing"):
+        tubelet.load(path)
 
 
 def test_the_preprocessor_both_ways(tmp_path: Path) -> None:

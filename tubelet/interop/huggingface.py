@@ -158,11 +158,15 @@ def _shards(index: Path) -> dict[str, Tensor]:
         raise TubeletError(f"{index} names files outside its folder: refused.")
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= read_raw(index.parent / file).state
+        part = read_raw(index.parent / file).state
+        twice = [name for name in part if name in state]
+        if twice:
+            raise TubeletError(f"{index}: {some(twice)} lie in more than one of its files.")
+        state |= part
     missing = [name for name in said if name not in state]
     if missing:
         raise TubeletError(f"{index} names tensors that its files lack: {some(missing)}.")
-    return {name: state[name] for name in said}
+    return {name: state[name] for name in said} | state  # in its order, then what it does not name
 
 
 def plain_name(name: str) -> str:
@@ -314,8 +318,9 @@ def _take(ledger: Ledger, table: Table) -> None:
         elif part == "key.bias":
             ledger.keep(name, "of keys: it changes no softmax")
     joined = [name for name in ledger.weights if name.endswith("attn.qkv.weight")]
-    if joined and not any(name.endswith("attn.q_bias") for name in ledger.weights):
-        ledger.report.notes.append("queries and values have no biases in the file: zeros here")
+    biased = any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in ledger.weights)
+    if joined and not biased and ledger.raw.settings.get("qkv_bias") is False:
+        ledger.report.notes.append("queries and values have no biases (qkv_bias false): zeros here")
         for name in joined:
             zeros = ledger.weights[name].new_zeros(len(ledger.weights[name]) // 3)
             block = name.removesuffix("qkv.weight")
