@@ -239,6 +239,7 @@ def classifier(given: Given) -> dict[str, Tensor]:
     }
 
 
+NEEDED = ("config.json", "weights.safetensors", "io.safetensors")
 INPUTS = {"clip", "image", "mask", "decoder_mask"}
 HISTOGRAMS = ("hog_map", "target")
 CASES: dict[str, Case] = {
@@ -254,6 +255,9 @@ CASES: dict[str, Case] = {
 def compare(folder: Path) -> tuple[dict[str, float], dict[str, str]]:
     """{tensor: largest relative error}; infinite for one without a counterpart or shape. And what
     became of each file on its way back, by a line: "" for one that is as it was."""
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if missing:
+        raise SystemExit(f"{folder} is no case with weights: it has no {' and no '.join(missing)}")
     config = json.loads((folder / "config.json").read_text())
     if config.get("method") not in CASES:
         raise SystemExit(f"{folder}: method {config.get('method')!r} is none of {sorted(CASES)}")

@@ -81,6 +81,14 @@ def test_a_difference_and_an_unknown_tensor_fail(tmp_path: Path, damage: str) ->
     assert done.stdout.count("FAIL") == 1
 
 
+def test_a_folder_without_weights_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert "has no weights.safetensors and no io.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 CONFIG: dict[str, Any] = {
     "num_frames": 12,
     "img_size": [24, 36],
