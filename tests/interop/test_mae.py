@@ -22,7 +22,7 @@ from tubelet.backbones.vit import ViTShape
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.interop import layouts
-from tubelet.interop.tables import join_biases
+from tubelet.interop.tables import join_biases, key_bias
 from tubelet.methods.mae import ImageMAE, image
 from tubelet.model import Card, Classifier
 from tubelet.shapes import ClipSpec
@@ -242,7 +242,7 @@ def test_a_bias_of_keys_changes_nothing() -> None:
     mixed = torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), values).flatten(2)
     torch.testing.assert_close(block(x), block.proj(mixed), rtol=1e-5, atol=1e-5)
     split = {"attn.q_bias": q, "attn.v_bias": v}
-    assert torch.equal(join_biases(split, {"attn.k_bias": k})["attn.qkv.bias"], bias)
+    assert torch.equal(join_biases(split, {key_bias("attn.qkv.bias"): k})["attn.qkv.bias"], bias)
     zeros = join_biases(split, {}, always=True)["attn.qkv.bias"]
     assert torch.equal(zeros, torch.cat([q, torch.zeros(48), v]))
     assert join_biases(split, {}) == split

@@ -19,6 +19,7 @@ from tubelet.interop.names import some
 from tubelet.interop.opening import is_deepspeed
 from tubelet.interop.reading import read_raw
 from tubelet.interop.sizes import PATCHES
+from tubelet.interop.tables import KEYS
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ def read(path: Path, told: Told = NOTHING) -> Found:
             questions += unsaid.questions
             told = replace(told, **{question.name: question.guess for question in unsaid.questions})
         except TubeletError as error:
-            if not questions:
+            if questions:
+                raise Unsaid(path, questions) from error
+            if str(raw.path) in str(error):
                 raise
-            raise Unsaid(path, questions) from error
+            raise TubeletError(f"{raw.path}: {error}") from error
         else:
             if questions:
                 raise Unsaid(path, questions)
@@ -98,7 +101,7 @@ def state_of(found: Found, to: str) -> dict[str, Tensor]:
     origin = found.origin
     if origin is None or origin.layout != family(to):
         return {layout.spell(found, name): value for name, value in plain.items()}
-    left = plain | {n: v for n, v in origin.kept.items() if not n.endswith("k_bias")}
+    left = plain | {n: v for n, v in origin.kept.items() if not n.endswith(KEYS)}
     state: dict[str, Tensor] = {}
     for name, plain_name in origin.names.items():
         if plain_name in left:

@@ -17,7 +17,7 @@ from tubelet.interop.names import Table, some
 from tubelet.interop.reading import Raw
 from tubelet.interop.report import Dropped, Renamed, Report
 from tubelet.interop.sizes import DEPTHS
-from tubelet.interop.tables import JOINED, key_bias
+from tubelet.interop.tables import JOINED, KEYS, key_bias
 
 FRONT = ("module.", "_orig_mod.", "backbone.", "encoder.")  # what wrappers put before names
 
@@ -72,7 +72,7 @@ class Ledger:
                         "of queries, keys and values is expected: the file is damaged."
                     )
                 q, k, v = value.chunk(3)
-                self.keep(name, "the keys' part: it changes no softmax", k, under=key_bias(name))
+                self.kept[key_bias(name)] = k
                 block = own.removesuffix("qkv.bias")
                 self.put({f"{block}q_bias": q, f"{block}v_bias": v}, name)
             else:
@@ -89,13 +89,10 @@ class Ledger:
                     self.report.renamed.append(Renamed(self._theirs[name], own))
         self.weights |= ours
 
-    def keep(self, name: str, why: str, value: Tensor | None = None, under: str = "") -> None:
-        """A tensor (or the part `value` of one, `under` another name) has no place in our model; it
-        is kept for the way back."""
-        self.kept[under or name] = self.left[name] if value is None else value
+    def keep(self, name: str, why: str) -> None:
+        """A tensor has no place in our model; it is kept for the way back."""
+        self.kept[name] = self.left.pop(name)
         self.report.dropped.append(Dropped(self._theirs[name], why))
-        if value is None:
-            del self.left[name]
 
     def keep_all(self, prefixes: tuple[str, ...], why: str) -> None:
         """All that begin so."""
@@ -134,6 +131,11 @@ class Ledger:
             if name in self.names and str(value.dtype) != "torch.float32"
         }
         self._note_precision(dtypes)
+        keys = [name for name in self.kept if name.endswith(KEYS)]
+        if keys:
+            self.report.notes.append(
+                f"the keys' part of {len(keys)} biases is left out: it changes no softmax"
+            )
         shape = header["backbone"]["shape"]
         usual = DEPTHS.get(shape.get("width"))
         if usual not in (None, shape.get("depth")):

@@ -27,7 +27,11 @@ class Dropped(NamedTuple):
 
 @dataclass
 class Report:
-    """Of one load. Names of the file stand first; `missing` are ours, left at new values."""
+    """Of one load. Names of the file stand first; `missing` are ours, left at new values.
+
+    Each tensor of the file is in one of `matched`, `renamed` and `dropped`; in `renamed` once for each
+    of ours that it became a part of. `resized` are among the first two.
+    """
 
     path: str = ""
     layout: str = ""  # videomae, mvd, mae, maskfeat, hf, tubelet, ...
@@ -43,7 +47,7 @@ class Report:
         """What happened, in a line: what the commands print when they load a file of others."""
         counts = {
             "matched": self.matched,
-            "renamed": self.renamed,
+            "renamed": {one.theirs for one in self.renamed},  # of one, two may have become
             "resized": self.resized,
             "dropped": self.dropped,
             "missing": self.missing,

@@ -54,11 +54,12 @@ def fixed_table(header: Mapping[str, Any], width: int, prefix: int = 0) -> Tenso
 
 
 JOINED = "attn.qkv.bias"
+KEYS = ":keys"  # after the name of a joined bias: no tensor of a file is called so
 
 
 def key_bias(joined: str) -> str:
     """The name under which the keys' part of a joined bias is kept for the way back."""
-    return joined.removesuffix("qkv.bias") + "k_bias"
+    return joined + KEYS
 
 
 def join_biases(
