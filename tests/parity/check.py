@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tubelet import stored
+from tubelet.errors import TubeletError
 from tubelet.interop import layouts, mae, maskfeat, mvd, videomae
 from tubelet.interop.names import Table, renamed
 from tubelet.masks import pack
@@ -155,8 +156,10 @@ def mvd_pretrain(given: Given) -> dict[str, Tensor]:
     teachers = {}
     for name in model.branches:
         told = {"heads": config[f"{name}_teacher"]["heads"], "position": kinds[name]}
-        # The image teacher's file tells its size, by its table; the video teacher's does not.
-        told |= {"trained": clips_of(config)} if name == "video" else {}
+        # The image teacher's file tells its size, by its table, of a square; the video teacher's not.
+        frames, *size = clips_of(config)
+        if name == "video" or size[0] != size[1]:
+            told["trained"] = (frames if name == "video" else 1, *size)
         loaded(given, f"{name}_teacher", **told)
         teachers[name] = load_teacher(given.folder / f"{name}_teacher.safetensors", **told)
         as_normalised(teachers[name].module, config)
@@ -294,7 +297,12 @@ def main() -> int:
     failed = False
     for folder in args.folder:
         print(folder.name)
-        errors, trips = compare(folder)
+        try:
+            errors, trips = compare(folder)
+        except TubeletError as error:
+            print(f"  FAIL {error}", file=sys.stderr)
+            failed = True
+            continue
         for name, error in errors.items():
             bad = not error <= args.tolerance
             failed |= bad

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tubelet.decoders import DecoderShape
 from tubelet.interop import layouts
 from tubelet.masks import pack
 from tubelet.methods.maskfeat import MaskFeat
+from tubelet.methods.mvd import MVD, Distilled
 from tubelet.methods.videomae import VideoMAE
-from tubelet.model import Card, Classifier, VideoModel
+from tubelet.model import Card, Classifier, MaskedModel, VideoModel
 from tubelet.shapes import ClipSpec
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -188,3 +190,31 @@ def test_a_multiscale_network_that_golden_has_not(tmp_path: Path) -> None:
     other = json.loads((fine / "config.json").read_text()) | {"pool_kv_stride_adaptive": [1, 2, 2]}
     (fine / "config.json").write_text(json.dumps(other))
     assert run(fine).returncode == 1
+
+
+def test_a_student_of_clips_that_are_no_squares(tmp_path: Path) -> None:
+    """With teachers of other widths; the image teacher's table does not say how it is cut."""
+    shape = replace(SHAPE, position="sincos_3d")
+    taught = {"image": Distilled(width=32), "video": Distilled(width=40)}
+    student = shaken(
+        MVD(clip=CLIP, encoder=shape, decoder=DecoderShape(48, 2, 3, 2.5), **taught).model()
+    )
+    heads = {"image_teacher": {"heads": 2}, "video_teacher": {"heads": 2}}
+    clip, hidden = torch.rand(2, 1, 12, 24, 36), (torch.arange(24) % 3 > 0).expand(2, -1)
+    found = student.predict(clip, pack(hidden[:, None]))
+    io = {"clip": (clip - 0.4) / 0.3, "mask": hidden}
+    io |= {f"pred_{name}": value for name, value in found.items()}
+    names = {"method": "mvd", "pos_embed": "sincos-3d-separable", **heads}
+    case = case_of(tmp_path / "mvd", student, "mvd", io, **names)
+    image = replace(SHAPE, width=32, heads=2, tubelet_size=1, position="sincos_2d")
+    for name, own, frames, layout in (
+        ("image_teacher", replace(image, class_token=True), 1, "mae"),
+        ("video_teacher", replace(SHAPE, width=40, heads=2), 12, "videomae"),
+    ):
+        model = shaken(MaskedModel(ViT(own, trained=(frames, 24, 36), in_chans=1), []))
+        model.card = Card(clip=replace(CLIP, num_frames=frames))
+        state = layouts.state_of(stored.found_of(model), layout)
+        save_file({n: v.clone() for n, v in state.items()}, case / f"{name}.safetensors")
+    done = run(case)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("tensors bit-identical") == 3
