@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign import classifier_model, videomae_model
+from foreign import DECODED, TOLD, classifier_model, save, theirs, videomae_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -65,9 +65,36 @@ def test_a_wrong_value_is_one_error(tmp_path: Path, at: Any, value: Any, says: s
     with pytest.raises(TubeletError, match=says) as raised:
         tubelet.load(path)
     assert len(str(raised.value)) < 600
-    if "network" not in says and "another" not in says:  # that many parameters are seen where it is made
+    if (
+        "network" not in says and "another" not in says
+    ):  # that many parameters are seen where it is made
         with pytest.raises(TubeletError, match=says):
             tubelet.inspect(path)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "says"),
+    [
+        (("run", "decoder"), "x", "VideoMAE.decoder is 'x', where a record is expected"),
+        (("run", "decoder", "width"), "x", "decoder.width is 'x', where a whole number"),
+        (("run", "decoder", "heads"), 0, "must be above 0"),
+        (("run", "encoder", "depth"), 10**9, "would make a network of"),
+        (("run", "encoder", "mlp_ratio"), 1e9, "would make a network of"),
+        (("run", "clip", "size"), [32, 10**9], "would be more than 65536 tokens"),
+        (("run", "clips"), 1, "has no field 'clips'"),
+    ],
+    ids=lambda part: str(part)[:40],
+)
+def test_a_wrong_value_of_the_run_that_makes_the_decoder(
+    tmp_path: Path, at: Any, value: Any, says: str
+) -> None:
+    path, ours = tmp_path / "theirs.pth", tmp_path / "model.safetensors"
+    save(path, theirs(videomae_model(), "videomae"))
+    tubelet.convert(path, ours, to="tubelet", **DECODED)
+    tubelet.load(ours)
+    with_header(ours, at, value)
+    with pytest.raises(TubeletError, match=says):
+        tubelet.load(ours)
 
 
 @pytest.mark.parametrize(
@@ -110,3 +137,12 @@ def test_values_of_another_kind_than_their_options_are_said(tmp_path: Path) -> N
         tubelet.load(tmp_path, heads="3")
     with pytest.raises(TubeletError, match=r"allow_missing is 'head\.', where a list, each text"):
         tubelet.load(tmp_path, allow_missing="head.")
+
+
+@pytest.mark.parametrize("said", [{"heads": 0}, {"heads": -3}, {"trained": (8, 0, 32)}])
+def test_what_is_told_is_never_taken_as_not_said(tmp_path: Path, said: dict[str, Any]) -> None:
+    path = save(tmp_path / "theirs.pth", theirs(classifier_model(), "videomae"))
+    with pytest.raises(TubeletError, match="numbers from 1 on are expected"):
+        tubelet.load(path, **{"position": "sinusoid_1d", **TOLD, **said})
+    with pytest.raises(TubeletError, match="of 0x32x32"):
+        tubelet.load(path, position="sinusoid_1d", **TOLD, num_frames=0)

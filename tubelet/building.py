@@ -33,8 +33,9 @@ class Zeros(TorchFunctionMode):
 def check_size(header: Mapping[str, Any], weights: Mapping[str, Tensor], path: str | Path) -> None:
     """TubeletError, before memory is taken, where a few tensors would make a huge network."""
     run = {name: value for name, value in header["run"].items() if name != "encoder"}
+    encoders = [header["backbone"]["shape"], header["run"].get("encoder")]  # of one network
     shape = header["backbone"]["shape"]
-    size = _numbers_of([shape, run]) + _ends_of(header, shape)
+    size = max(map(_numbers_of, encoders)) + _numbers_of(run) + _ends_of(header, shape)
     held = sum(value.numel() for value in weights.values())
     if size > max(SMALL, 2 * held):
         raise TubeletError(
@@ -63,4 +64,6 @@ def _numbers_of(told: Any) -> float:
     if "depths" in told and "widths" in told:
         stages = zip(told["depths"], told["widths"], strict=False)
         return sum(depth * width**2 * (4 + 2 * ratio) for depth, width in stages)
+    if "width" in told:  # of what a teacher gives: a layer
+        return told["width"] * 4096
     return sum(map(_numbers_of, told.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from tubelet.backbones import Encoder
 from tubelet.errors import TubeletError
 from tubelet.interop.sizes import MOST_TOKENS
 from tubelet.methods.records import record
+from tubelet.methods.run import from_dict
 from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
 
@@ -44,6 +46,7 @@ class _Header:
     origin: _Origin | None = None
 
 
+OURS = re.compile(r"tubelet\.methods\.\w+:\w+")  # the names of our runs; of no file
 NEEDED = ("kind", "backbone", "outputs", "clip")
 
 
@@ -71,6 +74,11 @@ def read(path: str | Path) -> dict[str, Any]:
     return {**header, "clip": clip, "backbone": backbone}
 
 
+def is_our_run(run: dict[str, Any]) -> bool:
+    """Whether a run is of tubelet's own methods: then no code of others is run to make it."""
+    return "file" not in run and OURS.fullmatch(str(run.get("type", ""))) is not None
+
+
 def _check(told: _Header) -> None:
     """TubeletError for numbers that are none of a network."""
     shape, clip, backbone = told.backbone.shape, told.clip, told.backbone
@@ -81,6 +89,10 @@ def _check(told: _Header) -> None:
             f"{backbone.in_chans} channels, mlp_ratio {shape.mlp_ratio:g} and {told.outputs} outputs are "
             "no sizes of a model."
         )
-    for size in (backbone.trained, (clip.num_frames, *clip.size)):
+    clips = [backbone.trained, (clip.num_frames, *clip.size)]
+    if told.kind == "pretraining" and is_our_run(told.run):  # its network is made of it
+        run = from_dict(told.run)
+        clips.append((run.clip.num_frames, *run.clip.size))
+    for size in clips:
         if shape.grid_for(*size).size > MOST_TOKENS:
             raise TubeletError(f"clips of {list(size)} would be more than {MOST_TOKENS} tokens.")

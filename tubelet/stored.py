@@ -7,7 +7,6 @@ takes a checkpoint goes through it.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -35,8 +34,6 @@ from tubelet.shapes import ClipSpec
 from tubelet.train import checkpoint
 
 log = logging.getLogger("tubelet")
-
-OURS = re.compile(r"tubelet\.methods\.\w+:\w+")  # the names of our runs; of no file
 
 
 def load(
@@ -228,7 +225,7 @@ def resized(
         else:
             for shape in (backbone["shape"], run.get("encoder", {})):
                 shape["positions"] = positions
-    frames = num_frames or clip["num_frames"]
+    frames = clip["num_frames"] if num_frames is None else num_frames
     size = clip["size"] if img_size is None else img_size
     size = [size, size] if isinstance(size, int) else list(size)
     before, after = list(backbone["trained"]), [frames, *size]
@@ -263,7 +260,7 @@ def _built(header: Mapping[str, Any], told: Told, source: str | Path) -> VideoMo
                 f"{source} does not say by which run its decoders were made, so they cannot be made "
                 "again. Save the model with a card that holds its run."
             )
-        if ("file" in header["run"] or not OURS.fullmatch(kind)) and not told.trust_code:
+        if not headers.is_our_run(header["run"]) and not told.trust_code:
             raise TubeletError(
                 f"{source} was trained by a run of its own, {header['run'].get('file', kind)}, and loading "
                 "it runs that code. If you trust it: --trust-code (in Python: trust_code=True)."

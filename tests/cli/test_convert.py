@@ -236,6 +236,16 @@ def test_out_is_kept_and_never_the_source(here: Path) -> None:
     assert Path("ours.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize("to", ["videomae", "tubelet", "hf"])
+def test_an_out_that_cannot_be_written_is_one_error(here: Path, to: str) -> None:
+    """torch's and safetensors' writers have errors of their own."""
+    write(videomae(), "videomae", here / "a.pth")
+    folder = Path("/proc/self")  # nobody may write there
+    name = {"videomae": "w.pth", "tubelet": "w.safetensors", "hf": "w"}[to]
+    with pytest.raises(TubeletError, match=r"/proc/self/w.* cannot be written: "):
+        library.convert(here / "a.pth", folder / name, to=to, **DECODED)
+
+
 def test_inspect_tells_what_is_asked_for_and_what_is_wrong(tubelet, inside: Path) -> None:
     model = classifier()
     with torch.no_grad():

@@ -53,6 +53,11 @@ class Told:
     """Frames of a tubelet, of a model that is inflated."""
 
     def __post_init__(self) -> None:
+        counts = ("heads", "decoder_heads", "pool_kv", "tubelet_size", "trained")
+        for name, value in ((name, getattr(self, name)) for name in counts):
+            least = min(value) if isinstance(value, tuple) else value
+            if least is not None and least < 1:
+                raise TubeletError(f"{name} is {value}: numbers from 1 on are expected.")
         if self.inflate is None and self.tubelet_size != 2:
             raise TubeletError(
                 f"tubelet_size={self.tubelet_size} is of a model of images that is inflated: say how, "

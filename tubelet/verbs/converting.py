@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from tubelet import heads, stored
 from tubelet.backbones import Encoder
@@ -82,8 +83,9 @@ def convert(
         (stored.write if to == OURS else _written_as(to))(found, begun)
         back, say = _compare(found, begun, to, out)
         _move(begun, out)
-    except OSError as error:
-        raise TubeletError(f"{out} cannot be written: {error.strerror or error}.") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # the latter of the writers of files
+        why = str(getattr(error, "strerror", "") or error).splitlines()[0].rstrip(".")
+        raise TubeletError(f"{out} cannot be written: {why}.") from error
     finally:
         _remove(begun)
     found.report.notes += _notes(found, back, out, to, say)
