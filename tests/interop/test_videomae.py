@@ -241,3 +241,12 @@ def test_widths_whose_quotient_is_rounded(width: int, hidden: int, tmp_path: Pat
     path = save(tmp_path / "a.pth", state)
     found = stored.load(path, position="sinusoid_1d", **TOLD | {"heads": 4})
     same_state(theirs(found, "videomae"), state)
+
+
+def test_a_prefix_alone_does_not_say_whose_a_fine_tuned_file_is(tmp_path: Path) -> None:
+    """VideoMAE's pretrained encoders bear it alone."""
+    state = {f"encoder.{n}": v for n, v in theirs(classifier_model(), "videomae").items()}
+    with pytest.raises(TubeletError, match="does not say its positions"):
+        stored.load(save(tmp_path / "a.pth", state), **TOLD)
+    path = save(tmp_path / "a.pth", encoder_only()[1])
+    assert "by the prefix encoder." in " ".join(stored.load(path, **TOLD).report.notes)

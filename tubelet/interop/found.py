@@ -82,7 +82,8 @@ class Origin:
     names: dict[str, str]  # as in the file, in its order: the layout's plain names
     dtypes: dict[str, str] = field(default_factory=dict)  # of names in the file, where not float32
     wrapper: str = ""
-    # Under plain names: what has no place in our model (fixed tables, biases of keys).
+    # Under plain names: what has no place in our model (fixed tables, biases of keys; decoders of
+    # MAE-ST). It comes back as it was read, also where the model was trained on since.
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -150,6 +150,7 @@ class Ledger:
             count = list(dtypes.values()).count(kind)
             self.report.notes.append(
                 f"{count} of {len(self.names)} tensors are {kind}: read as float32"
+                f"{', rounded, and so on the way back' if kind == 'float64' else ''}"
             )
 
 

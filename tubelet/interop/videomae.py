@@ -100,7 +100,14 @@ def _position(ledger: Ledger) -> PositionKind:
     told = ledger.told.position
     if told is not None:
         return told
-    if ledger.was("encoder.") or ledger.has(*DECODERS):
+    if ledger.has(*DECODERS):
+        return "sinusoid_1d"
+    # VideoMAE's pretrained encoder, by its prefix: which a wrapper of one's own may have put there.
+    if ledger.was("encoder.") and not ledger.has(*HEADS, "cls_token"):
+        ledger.report.notes.append(
+            "positions taken as VideoMAE's, sinusoid_1d, by the prefix encoder. of its names (--position "
+            "says otherwise)"
+        )
         return "sinusoid_1d"
     if "cls_token" in ledger.left:
         return "sincos_3d"
