@@ -301,6 +301,22 @@ def test_inspect_of_what_is_in_no_known_layout(tubelet, inside: Path) -> None:
     assert "none of the layouts that are known" in " ".join(out.replace("│", " ").split())
 
 
+def test_inspect_shows_brackets_and_steering_letters_as_they_are(tubelet, inside: Path) -> None:
+    held = {"[/nope]": torch.ones(2), "b[red]": torch.ones(2)}
+    torch.save({"model": held, "opt": "\x1b[2J[/x]\ud800"}, inside / "odd.pth")
+    code, out, err = tubelet("inspect", "odd.pth", "--tensors")
+    assert code == 1, err
+    assert "[/nope]" in out and "b[red]" in out and "\x1b" not in out and "[/x]" in out
+
+
+def test_a_config_of_endless_brackets_is_one_error(tubelet, inside: Path) -> None:
+    (inside / "folder").mkdir()
+    (inside / "folder/config.json").write_text("[" * 200_000)
+    for verb in (["inspect", "folder"], ["convert", "folder", "new.pth", "--to", "videomae"]):
+        code, _, err = tubelet(*verb)
+        assert code == 1 and "config.json cannot be read as JSON" in err, err
+
+
 def test_help_has_one_group_for_weights_of_others(tubelet, inside: Path) -> None:
     for verb in ("convert", "inspect", "evaluate", "predict", "embed", "finetune", "similarity"):
         code, out, _ = tubelet(verb, "--help")

@@ -252,6 +252,21 @@ CASES = [
     Hostile("bytes out of nothing", bytes_bomb, "asks to run builtins.bytearray", bomb=True),
     Hostile("a dict copied 20000 times", copies, "copies more than", bomb=True),
     Hostile("a key of half a million levels", deep_key, "not named by text", bomb=True),
+    Hostile(
+        "a block numbered by 6000 digits",
+        lambda w: w.save({**w.state, f"encoder.blocks.{'9' * 6000}.x": torch.ones(2)}),
+        "damaged, refused",
+    ),
+    Hostile(
+        "a name of five million letters",
+        lambda w: w.save({**w.state, "n" * 5_000_000: torch.ones(2)}),
+        "has a tensor named 'nnn.*damaged, refused",
+    ),
+    Hostile(
+        "a name that steers the terminal",
+        lambda w: w.save({**w.state, "\x1b[31m\ud800": torch.ones(2)}),
+        r"named .*x1b\[31m.*ud800.*damaged, refused",
+    ),
     Hostile("300 wrappers", deep_dicts, "no state dict"),
     Hostile(
         "a shape that its storage has not",

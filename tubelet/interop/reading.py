@@ -28,6 +28,8 @@ SETTINGS = ("args", "cfg", "config", "hyper_parameters")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 MOST_LEVELS = 4  # of entries within entries
 MOST_TEXT = 1 << 20
+MOST_JSON = 1 << 24
+MOST_NAME = 512
 
 
 @dataclass(frozen=True)
@@ -219,8 +221,11 @@ def _state(found: Any, path: Path) -> tuple[dict[str, Tensor], list[Dropped]]:
 
 
 def _checked(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[Dropped]]:
-    """The floats, and the counters among them that are left out; TubeletError for other numbers, and
-    for tensors that claim more than the file holds."""
+    """The floats, and the counters among them that are left out; TubeletError for other numbers, for
+    names that are none, and for tensors that claim more than the file holds."""
+    odd = [name for name in state if not name.isprintable() or len(name) > MOST_NAME]
+    if odd:
+        raise TubeletError(f"{path} has a tensor named {odd[0][:40]!a}: damaged, refused.")
     counters = [name for name, value in state.items() if _is_counter(name, value)]
     kept = {name: value for name, value in state.items() if name not in counters}
     for name, value in kept.items():
@@ -252,8 +257,11 @@ def _is_counter(name: str, value: Tensor) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object in a file."""
     try:
+        size = path.stat().st_size
+        if size > MOST_JSON:
+            raise TubeletError(f"{path} has {size} bytes of JSON, more than any model's: refused.")
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TubeletError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise TubeletError(f"{path} holds a {type(found).__name__}, where an object is expected.")

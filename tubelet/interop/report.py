@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -57,11 +58,12 @@ class Report:
 
     def table(self) -> Table:
         """A row for each group of tensors of one fate; names of blocks are gathered."""
-        table = Table("fate", "in the file", "here", "why", title=self.line())
+        table = Table("fate", "in the file", "here", "why", title=cell(self.line()))
         for fate, theirs, ours, why, count in _rows(self):
-            table.add_row(fate, f"{theirs}{f'  ({count})' if count > 1 else ''}", ours, why)
+            theirs = f"{theirs}{f'  ({count})' if count > 1 else ''}"
+            table.add_row(*map(cell, (fate, theirs, ours, why)))
         for note in self.notes:
-            table.add_row("note", "", "", note)
+            table.add_row("note", "", "", cell(note))
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +73,11 @@ class Report:
         found["resized"] = [one._asdict() for one in self.resized]
         found["dropped"] = [one._asdict() for one in self.dropped]
         return found
+
+
+def cell(text: str) -> str:
+    """Text of a file for a table: as it is, whatever brackets it has, without what steers terminals."""
+    return escape("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
 
 
 def _rows(report: Report) -> list[tuple[str, str, str, str, int]]:

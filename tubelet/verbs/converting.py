@@ -98,7 +98,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         parsed = json.loads(text) if Path(path).suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TubeletError(f"{path} cannot be read as names of classes: {error}.") from error
     if isinstance(parsed, dict):
         parsed = parsed.get("id2label", parsed)

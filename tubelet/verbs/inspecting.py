@@ -19,6 +19,7 @@ from tubelet.interop import huggingface, layouts
 from tubelet.interop.found import NOTHING, Found, Question, Told, Unsaid
 from tubelet.interop.names import some
 from tubelet.interop.reading import read_raw
+from tubelet.interop.report import cell
 from tubelet.methods.records import record
 from tubelet.train import checkpoint
 
@@ -102,10 +103,10 @@ class Inspection:
 
     def table(self) -> Table:
         """A row for each thing that is known."""
-        table = Table("", "", title=self.path, title_justify="left", show_header=False)
+        table = Table("", "", title=cell(self.path), title_justify="left", show_header=False)
         for name, value in self._rows():
             if value:
-                table.add_row(name, value)
+                table.add_row(cell(name), cell(value))
         return table
 
     def _rows(self) -> list[tuple[str, str]]:
@@ -146,7 +147,7 @@ class Inspection:
         for t in self.tensors:
             shape = "x".join(map(str, t.shape)) or "a number"
             values = [f"{value:.4g}" for value in (t.least, t.most, t.mean)]
-            table.add_row(t.name, shape, t.dtype, *values, str(t.not_finite or ""))
+            table.add_row(cell(t.name), shape, t.dtype, *values, str(t.not_finite or ""))
         return table
 
 
