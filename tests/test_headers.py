@@ -33,7 +33,7 @@ WRONG: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("backbone", "final_norm"), "yes", "true or false is expected"),
     (("outputs",), 10**9, "would make a network of"),
     (("outputs",), -5, "no sizes of a model"),
-    (("backbone",), {"trained": [8, 32, 32]}, "backbone lacks shape, in_chans, final_norm"),
+    (("backbone",), {"trained": [8, 32, 32]}, "backbone lacks shape, in_chans"),
     (("backbone", "shape"), {}, "weights .* are of another model"),  # all of it has defaults
     (("clip", "crop_pct"), "all", r"clip\.crop_pct is 'all', where a number is expected"),
     (("clip", "num_frames"), 10**30, "would be more than 65536 tokens"),
@@ -146,3 +146,15 @@ def test_what_is_told_is_never_taken_as_not_said(tmp_path: Path, said: dict[str,
         tubelet.load(path, **{"position": "sinusoid_1d", **TOLD, **said})
     with pytest.raises(TubeletError, match="of 0x32x32"):
         tubelet.load(path, position="sinusoid_1d", **TOLD, num_frames=0)
+
+
+def test_a_file_of_the_first_version_still_loads(tmp_path: Path) -> None:
+    """Its header says nothing of a last norm, nor of class tokens in time slots."""
+    path = tmp_path / "model.safetensors"
+    stored.save(classifier_model(), path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["tubelet"])
+    del header["backbone"]["final_norm"], header["backbone"]["shape"]["class_token_of"]
+    save_file(load_file(path), path, metadata={"tubelet": json.dumps(header)})
+    assert tubelet.load(path).backbone.shape.class_token_of == "clip"
+    assert stored.encoder_of(path)[0].dim == 48

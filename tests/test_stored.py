@@ -184,3 +184,19 @@ def test_a_model_by_name_keeps_the_statistics_of_its_weights(tmp_path: Path) -> 
 def create_small(path: Path) -> Any:
     size: dict[str, Any] = {"num_classes": 5, "num_frames": 8, "img_size": 32}
     return tubelet.create("vit_small_patch16_224", checkpoint_path=path, **size)
+
+
+def test_the_settings_of_a_training_go_there_and_back(tmp_path: Path) -> None:
+    """They answer what names do not say, so the file that is written needs no telling either."""
+    path, ours, back = (tmp_path / name for name in ("a.pth", "b.safetensors", "c.pth"))
+    foreign(path, pretrained())
+    saved = torch.load(path)
+    args = argparse.Namespace(num_frames=8, input_size=32, lr=1.5e-4, opt_betas=[0.9, 0.95])
+    torch.save({**saved, "args": args}, path)
+    told = {"heads": 3, "decoder_heads": 2}
+    stored.save(tubelet.load(path, **told), ours)
+    layouts.write(stored.opened(ours), "videomae", back)
+    again = tubelet.load(back, **told)
+    assert again.backbone.trained == (8, 32, 32)
+    kept = {"epoch": 7, "lr": 1.5e-4, "opt_betas": [0.9, 0.95]}
+    assert kept.items() <= again.origin.settings.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ class _Backbone:
     shape: Encoder
     trained: tuple[int, int, int]
     in_chans: int
-    final_norm: bool
+    final_norm: bool = False  # of encoders alone; 0.1.0 did not write it
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class _Origin:
     names: dict[str, str]
     dtypes: dict[str, Literal["float16", "bfloat16", "float32", "float64"]]
     wrapper: str
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def read(path: str | Path) -> dict[str, Any]:
         raise TubeletError(
             f"{path} has no {' and '.join(missing)} in its header: it was not written by tubelet."
         )
-    known = [field.name for field in fields(_Header)]
+    known = [one.name for one in fields(_Header)]
     try:
         told = record(_Header, {n: header[n] for n in known if n in header}, "its header")
         _check(told)

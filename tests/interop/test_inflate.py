@@ -257,11 +257,9 @@ def test_what_cannot_be_inflated_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TubeletError, match="16 is no multiple of 3"):
         inflated(found, "mean", tubelet_size=3, num_frames=16)
     assert stored.load(path, inflate="mean", tubelet_size=3).card.clip.num_frames == 24
-    with pytest.raises(
-        TubeletError, match=r"inflate='center'.*expected one of 'mean' and 'centre'"
-    ):
+    with pytest.raises(TubeletError, match=r"inflate is 'center'"):
         stored.load(path, inflate="center")
-    with pytest.raises(TubeletError, match="tubelets of 0 frames"):
+    with pytest.raises(TubeletError, match="tubelet_size is 0: numbers from 1"):
         stored.load(path, inflate="mean", tubelet_size=0)
     with pytest.raises(TubeletError, match=r"tubelet_size=4 is of a model .* say how, --inflate"):
         stored.load(path, tubelet_size=4)

@@ -85,6 +85,8 @@ class Origin:
     # Under plain names: what has no place in our model (fixed tables, biases of keys; decoders of
     # MAE-ST). It comes back as it was read, also where the model was trained on since.
     kept: dict[str, Tensor] = field(default_factory=dict)
+    # Plain values saved beside: of the training that wrote it.
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Without its tensors, as JSON values."""
@@ -93,6 +95,7 @@ class Origin:
             "names": self.names,
             "dtypes": self.dtypes,
             "wrapper": self.wrapper,
+            "settings": self.settings,
         }
 
 

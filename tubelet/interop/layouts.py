@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,11 +133,13 @@ def write(found: Found, to: str, out: Path) -> None:
         save_file(state, out)
         return
     origin = found.origin
-    same = origin is not None and origin.layout == family(to)
-    wrapper = origin.wrapper if same and origin is not None else LAYOUTS[to].wrapper
+    if origin is None or origin.layout != family(to):
+        origin = Origin(to, {}, wrapper=LAYOUTS[to].wrapper)
     saved: Any = {n: v.clone() for n, v in state.items()}  # no views of larger storages
-    for entry in reversed(wrapper.split(".") if wrapper else []):
+    for entry in reversed(origin.wrapper.split(".") if origin.wrapper else []):
         saved = {entry: saved}
+    if origin.wrapper and origin.settings and LAYOUTS[to].wrapper == "model":
+        saved["args"] = argparse.Namespace(**origin.settings)  # as those scripts save them
     torch.save(saved, out)
 
 
@@ -146,7 +149,8 @@ def origin_of(header: Mapping[str, Any], weights: dict[str, Tensor]) -> Origin |
     if told is None:
         return None
     kept = {n.removeprefix(KEPT): weights.pop(n) for n in list(weights) if n.startswith(KEPT)}
-    return Origin(told["layout"], told["names"], told["dtypes"], told["wrapper"], kept)
+    settings = told.get("settings", {})
+    return Origin(told["layout"], told["names"], told["dtypes"], told["wrapper"], kept, settings)
 
 
 def with_origin(found: Found) -> tuple[dict[str, Any], dict[str, Tensor]]:

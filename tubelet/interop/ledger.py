@@ -142,7 +142,7 @@ class Ledger:
             self.report.notes.append(
                 f"{shape['depth']} blocks, where published models of width {shape['width']} have {usual}"
             )
-        origin = Origin(layout, self.names, dtypes, self.raw.wrapper, self.kept)
+        origin = Origin(layout, self.names, dtypes, self.raw.wrapper, self.kept, self.raw.settings)
         return Found(header, self.weights, origin, self.report)
 
     def _note_precision(self, dtypes: Mapping[str, str]) -> None:
