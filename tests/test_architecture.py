@@ -7,10 +7,11 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "tubelet"
 
-LEAVES = {"errors", "shapes"}
+LEAVES = {"errors", "files", "shapes"}
 NETWORKS = LEAVES | {"masks", "backbones", "decoders", "targets", "losses"}
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "shapes": {"errors"},
     "masks": LEAVES,
     "losses": LEAVES,

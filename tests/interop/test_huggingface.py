@@ -403,7 +403,9 @@ def test_biases_that_a_config_has_and_the_weights_lack_are_an_error(tmp_path: Pa
     path = folder_of(theirs_classifier(), tmp_path / "theirs")
     weights = load_file(path / "model.safetensors")
     gone = ("q_bias", "v_bias", "query.bias", "value.bias")
-    save_file({n: v for n, v in weights.items() if not n.endswith(gone)}, path / "model.safetensors")
+    save_file(
+        {n: v for n, v in weights.items() if not n.endswith(gone)}, path / "model.safetensors"
+    )
     with pytest.raises(TubeletError, match=r"attn\.q_bias is missing"):
         tubelet.load(path)
 

@@ -84,7 +84,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 def full_disk(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        if kind == "save_file":  # as safetensors 0.8 tells it
+        if kind == "save_tensors":  # as safetensors 0.8 tells it
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         if kind == "torch.save":  # as torch 2.13 tells it
             try:
@@ -93,11 +93,11 @@ def full_disk(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
                 raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")  # noqa: B904
         raise FULL
 
-    where = {"torch.save": torch, "save_file": checkpoint}.get(kind, os)
+    where = {"torch.save": torch, "save_tensors": checkpoint}.get(kind, os)
     monkeypatch.setattr(where, kind.rpartition(".")[2], fail)
 
 
-@pytest.mark.parametrize("kind", ["save_file", "torch.save", "fsync", "rename", "mkdir"])
+@pytest.mark.parametrize("kind", ["save_tensors", "torch.save", "fsync", "rename", "mkdir"])
 def test_full_disk_leaves_the_one_before(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,3 +193,11 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
     assert not any(t.any() for t in model.state_dict().values())  # nothing was changed
     with pytest.raises(TubeletError, match=re.escape("and 4 more")):
         checkpoint.apply_weights(model, some(0) | {"c": torch.ones(1), "d": torch.ones(1)}, "x")
+
+
+def test_weights_may_be_read_by_whom_other_new_files_may(tmp_path: Path) -> None:
+    """safetensors by itself makes files that only their owner may read."""
+    (tmp_path / "other").touch()
+    checkpoint.write_weights(tmp_path / "a.safetensors", {"a": torch.zeros(3)}, {})
+    mode = (tmp_path / "other").stat().st_mode
+    assert (tmp_path / "a.safetensors").stat().st_mode == mode

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 
-from tubelet.cli.parsing import EXIT_ERROR, Given, option, options, parse, told_options, write_json
+from tubelet.cli.parsing import (
+    EXIT_ERROR,
+    Given,
+    option,
+    options,
+    parse,
+    placed,
+    told_options,
+    write_json,
+)
 from tubelet.errors import TubeletError
 
 if TYPE_CHECKING:
@@ -29,8 +38,8 @@ def convert(args: list[str]) -> int:
 
     kind = options(
         "Convert",
-        ("source", option(str, "Run folder, checkpoint, or weights of others.", Given)),
-        ("out", option(Path, "File to write; a folder for hf.", Given)),
+        ("source", placed(str, "IN", "Run folder, checkpoint, or weights of others.")),
+        ("out", placed(Path, "OUT", "File to write; a folder for hf.")),
         ("to", option(str, f"Layout: tubelet, {', '.join(LAYOUTS)}."), ""),
         ("head_map", option(str, "Of merge-labels: keep the classes of one set."), ""),
         ("classes", option(str, "File of names for a head of numbers, one in each line."), ""),

@@ -66,6 +66,11 @@ def option(kind: Any, text: str, *more: Any) -> Any:
     return Annotated[(kind, tyro.conf.arg(help=text), *more)]
 
 
+def placed(kind: Any, name: str, text: str) -> Any:
+    """The type of a field that is given by its place, and called `name` in the help."""
+    return Annotated[kind, tyro.conf.arg(help=text, metavar=name), Given]
+
+
 def pairs(given: Sequence[str], flag: str) -> dict[str, str]:
     """("a=x", "b=y") -> {"a": "x", "b": "y"}; no name, and a name given twice, are errors."""
     found: dict[str, str] = {}

@@ -319,7 +319,8 @@ def _take(ledger: Ledger, table: Table) -> None:
             ledger.keep(name, "of keys: it changes no softmax")
     joined = [name for name in ledger.weights if name.endswith("attn.qkv.weight")]
     biased = any(name.endswith(("attn.q_bias", "attn.v_bias")) for name in ledger.weights)
-    if joined and not biased and ledger.raw.settings.get("qkv_bias") is False:
+    said = [ledger.raw.settings.get(name) for name in ("qkv_bias", "qv_bias")]  # older, newer
+    if joined and not biased and False in said:
         ledger.report.notes.append("queries and values have no biases (qkv_bias false): zeros here")
         for name in joined:
             zeros = ledger.weights[name].new_zeros(len(ledger.weights[name]) // 3)

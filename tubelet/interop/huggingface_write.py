@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.errors import TubeletError
+from tubelet.files import save_tensors
 from tubelet.interop import huggingface_config as configs
 from tubelet.interop import videomae
 from tubelet.interop.found import Found
@@ -158,7 +158,7 @@ def write_folder(found: Found, state: Mapping[str, Tensor], folder: Path) -> Non
         names = [f"LABEL_{number}" for number in range(len(state["classifier.weight"]))]
         config["id2label"] = {str(number): name for number, name in enumerate(names)}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(dict(state), folder / WEIGHTS[0], {"format": "pt"})
+    save_tensors(state, folder / WEIGHTS[0], {"format": "pt"})
     stated = configs.preprocessor_of(found, FAMILIES[family].processor)
     for name, said in ((configs.CONFIG, config), (configs.PREPROCESSOR, stated)):
         (folder / name).write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n")

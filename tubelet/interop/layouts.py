@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tubelet.errors import TubeletError
+from tubelet.files import save_tensors
 from tubelet.interop import huggingface, huggingface_write, mae, mae_st, maskfeat, mvd, videomae
 from tubelet.interop.found import NOTHING, Found, Origin, Question, Told, Unsaid
 from tubelet.interop.ledger import Ledger
@@ -130,7 +130,7 @@ def write(found: Found, to: str, out: Path) -> None:
         as_folder(found, state, out)
         return
     if out.suffix == ".safetensors":
-        save_file(state, out)
+        save_tensors(state, out, {"format": "pt"})
         return
     origin = found.origin
     if origin is None or origin.layout != family(to):

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
+from tubelet.files import save_tensors
 
 FORMAT = 1  # of the header and of state.pt; a higher one is of a later tubelet
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "ema.safetensors", "state.pt"
@@ -103,7 +104,7 @@ def find(path: str | Path) -> Path:
 def write_weights(path: Path, weights: dict[str, Tensor], header: dict[str, Any]) -> None:
     """One safetensors file with the JSON header under the key `tubelet` of its metadata."""
     stamped = {"format": FORMAT, "library": version("tubelet")} | header
-    save_file(weights, path, metadata={"format": "pt", "tubelet": json.dumps(stamped)})
+    save_tensors(weights, path, {"format": "pt", "tubelet": json.dumps(stamped)})
 
 
 def read_header(path: str | Path) -> dict[str, Any]:

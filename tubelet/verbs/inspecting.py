@@ -312,5 +312,6 @@ def _told(values: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return "x".join(map(str, value))
+        sizes = all(type(one) is int for one in value)
+        return ("x" if sizes else " ").join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
