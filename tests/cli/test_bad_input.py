@@ -52,9 +52,9 @@ def files(folder: Path) -> dict[str, bytes]:
 @contextmanager
 def full_disk_at_save(number: int) -> Iterator[None]:
     """The disk is full in the middle of that save."""
-    real, calls = checkpoint.save_file, []
+    real, calls = checkpoint.save_tensors, []
 
-    def save_file(tensors: Any, path: Path, metadata: Any) -> None:
+    def save_tensors(tensors: Any, path: Path, metadata: Any) -> None:
         calls.append(path)
         if len(calls) == number:
             Path(path).write_bytes(b"the first part")
@@ -62,7 +62,7 @@ def full_disk_at_save(number: int) -> Iterator[None]:
         real(tensors, path, metadata=metadata)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", save_file)
+        patch.setattr(checkpoint, "save_tensors", save_tensors)
         yield
 
 
