@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tubelet.cli.checkpoints import convert, inspect
-from tubelet.cli.data import check, demo, doctor, merge_labels, toy
+from tubelet.cli.data import check, demo, doctor, merge_labels, prepare, toy
 from tubelet.cli.embedding import embed
 from tubelet.cli.models import evaluate, predict, reconstruct, similarity
 from tubelet.cli.parsing import EXIT_BUG, EXIT_ERROR, EXIT_INTERRUPTED
@@ -94,6 +94,7 @@ def _log_to_terminal() -> None:
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "demo": demo,
     "check": check,
+    "prepare": prepare,
     "plan": plan,
     "pretrain": pretrain,
     "cache": cache,

@@ -1,4 +1,4 @@
-"""Verbs about data and the machine: check, merge-labels, demo, toy, doctor."""
+"""Verbs about data and the machine: check, prepare, merge-labels, demo, toy, doctor."""
 
 from __future__ import annotations
 
@@ -41,6 +41,40 @@ def check(args: list[str]) -> int:
         )
     Console().print(report.table())
     write_json(job.json, report.to_json())
+    return 0 if report.ok else EXIT_ERROR
+
+
+def prepare(args: list[str]) -> int:
+    """Make videos again, small and quick to decode: tubelet prepare data/ data_256/"""
+    from tubelet import verbs
+
+    kind = options_of(
+        "Prepare",
+        verbs.PrepareSettings(),
+        ("source", option(str, "Folder, list or video.", Given)),
+        ("out", option(Path, "Folder for the new videos and lists.", Given)),
+        ("root", option(str, "Joined in front of relative paths of a list."), ""),
+        ("workers", option(int | None, "Processes; default: one for each core."), None),
+        ("dry_run", option(bool, "Only measure a few videos, and say what all will take."), False),
+        ("report", option(Path | None, "Write the whole report to this file, as JSON."), None),
+    )
+    about = (
+        "The same frames, times, labels and tree of files, as H.264 for fast decoding, without "
+        "sound; then --data OUT. Originals stay. What was stopped goes on (docs/prepare.md)."
+    )
+    job: Any = parse(kind, args, "prepare", about)
+    with bar("preparing", "videos") as progress:
+        report = verbs.prepare(
+            job.source,
+            job.out,
+            job.config,
+            root=job.root,
+            workers=job.workers,
+            dry_run=job.dry_run,
+            progress=progress,
+        )
+    Console().print(report.table())
+    write_json(job.report, report.to_json())
     return 0 if report.ok else EXIT_ERROR
 
 

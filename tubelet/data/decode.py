@@ -61,7 +61,7 @@ class Video:
         if folder is not None:
             self._source: _Source = frames.Frames(self.path, folder)
             return
-        _look(self.path)
+        look(self.path)
         if Path(self.path).suffix.lower() in IMAGES:
             self._source = Picture(self.path)
         else:
@@ -136,8 +136,8 @@ def available_decoders() -> dict[str, str]:
     return found
 
 
-def _look(path: str) -> None:
-    """The errors that need no decoder to be told."""
+def look(path: str) -> None:
+    """Raises the errors that need no decoder to be told."""
     file = Path(path)
     if not file.exists():
         raise DecodeError(path, "there is no such file.")

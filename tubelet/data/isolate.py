@@ -45,16 +45,20 @@ def each(
     lost: Callable[[Item, str], Result],
     timeout_seconds: float,
     progress: Callable[[int, int], None] | None = None,
+    arrived: Callable[[Result], None] | None = None,
 ) -> list[Result]:
     """`task` of every item, in their order; 0 workers runs it here, unprotected.
 
     An item whose process crashes, or that takes longer than `timeout_seconds`, gives
-    `lost(item, why)`, and the process is replaced. `progress(done, of)` follows every item.
+    `lost(item, why)`, and the process is replaced. `arrived(result)` and then
+    `progress(done, of)` follow every item, here, in the order in which they end.
     """
     done: dict[int, Result] = {}
 
     def keep(at: int, result: Result) -> None:
         done[at] = result
+        if arrived is not None:
+            arrived(result)
         if progress is not None:
             progress(len(done), len(items))
 

@@ -110,7 +110,7 @@ def read_rows(file: Path, *, column: str | None, exists: Callable[[str], bool]) 
     lines = lines_of(file)
     if file.suffix.lower() == ".jsonl":
         return _read_jsonl(file, lines, column)
-    head = _header(lines[0][1], column)
+    head = header_of(lines[0][1], column)
     if head is not None:
         return _read_columns(file, lines, head, column)
     if column is not None:
@@ -157,7 +157,7 @@ def lines_of(file: Path) -> list[tuple[int, str]]:
 # --- columns named by a header ---------------------------------------------------------------
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     delimiter: str
     columns: list[str]
     path: int
@@ -165,7 +165,7 @@ class _Header(NamedTuple):
     split: int | None
 
 
-def _header(line: str, column: str | None) -> _Header | None:
+def header_of(line: str, column: str | None) -> Header | None:
     """The columns of a first line that names a path column and holds no path and no number."""
     for delimiter in "\t,; ":
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter))]
@@ -181,7 +181,7 @@ def _header(line: str, column: str | None) -> _Header | None:
             raise TubeletError(
                 f"There is no column {column!r} in the list. Its columns: {', '.join(names)}."
             )
-        return _Header(delimiter, names, path, label, _find(lower, SPLIT_COLUMNS))
+        return Header(delimiter, names, path, label, _find(lower, SPLIT_COLUMNS))
     return None
 
 
@@ -190,7 +190,7 @@ def _find(names: Sequence[str], known: Sequence[str]) -> int | None:
 
 
 def _read_columns(
-    file: Path, lines: list[tuple[int, str]], head: _Header, column: str | None
+    file: Path, lines: list[tuple[int, str]], head: Header, column: str | None
 ) -> Table:
     rows: list[Row] = []
     splits: list[str] = []
@@ -264,7 +264,7 @@ def _cut(text: str) -> tuple[str, tuple[Value, ...] | None] | None:
 
 def of_files(line: str) -> bool:
     """Whether a list that begins with this line is of files with extensions, or has a header."""
-    return line[0] == "{" or _cut(line) is not None or _header(line, None) is not None
+    return line[0] == "{" or _cut(line) is not None or header_of(line, None) is not None
 
 
 def _cut_without_extension(

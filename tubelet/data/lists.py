@@ -293,7 +293,7 @@ def _open_split(place: Path, folder: Path, root: str, kind: Kind | None, column:
 
 def _from_videos(folder: Path, kind: Kind | None) -> _Found:
     """Class folders where all videos lie in two or more subfolders; else videos without labels."""
-    names, notes = _walk(folder)
+    names, notes = walk(folder)
     tops = [name.split(os.sep)[0] if os.sep in name else "" for name in names]
     classes = sorted(set(tops))
     labelled = kind != "unlabelled" and "" not in classes and (len(classes) > 1 or kind == "single")
@@ -324,7 +324,7 @@ def _subfolders(folder: Path) -> list[Path]:
     return [d for d in folder.iterdir() if d.is_dir() and not d.name.startswith(".")]
 
 
-def _walk(folder: Path) -> tuple[list[str], list[str]]:
+def walk(folder: Path) -> tuple[list[str], list[str]]:
     """Relative paths of the videos below (of the images, where there is no video), sorted."""
     names: dict[str, list[str]] = {"video": [], "image": []}
     others: Counter[str] = Counter()

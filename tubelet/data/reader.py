@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, cast
 
 import av
@@ -103,6 +104,45 @@ class Reader:
             missing = self._collect(missing, out, careful=True)
         if missing:
             raise DecodeError(self.path, self._why_missing(min(missing)))
+
+    def stream(self) -> Iterator[VideoFrame]:
+        """Every frame in order, as the decoder puts it out: neither turned nor scaled.
+
+        Raises `DecodeError` where one cannot be had, for a file that is cut off before the first.
+        """
+        index = self._index
+        if index.readable < index.frames:
+            raise DecodeError(self.path, self._why_missing(index.readable))
+        if self._last >= 0:
+            self._goto(0)
+        self._until = 0  # skip nothing
+        for number in range(index.frames):
+            frame = self._next(number)
+            if frame is None:
+                raise DecodeError(self.path, self._why_missing(number))
+            yield frame
+
+    @property
+    def clock(self) -> tuple[NDArray[np.int64], Fraction]:
+        """When each frame is shown, int64 [n] from 0, and the unit of that in seconds.
+
+        Exact where the file says so; else evenly, by its frame rate.
+        """
+        pts, unit = self._index.pts, self._stream.time_base
+        if unit and pts[0] != NO_TIME and (np.diff(pts) > 0).all():
+            return pts - pts[0], unit
+        rate = Fraction(self.info.fps).limit_denominator(1001)
+        return np.arange(len(pts)), 1 / rate
+
+    @property
+    def pixel_shape(self) -> Fraction:
+        """Width to height of a pixel, as stored; 1 where the file does not say."""
+        return self._stream.sample_aspect_ratio or Fraction(1)
+
+    @property
+    def comment(self) -> str:
+        """What whoever made the file wrote into it."""
+        return self._container.metadata.get("comment", "")
 
     def _why_missing(self, frame: int) -> str:
         index = self._index

@@ -1,5 +1,7 @@
 """What the commands do, as functions: pretrain, finetune, evaluate, predict, ..."""
 
+from tubelet.data.prepare import prepare
+from tubelet.data.reencode import Settings as PrepareSettings
 from tubelet.verbs.comparing import compared, compared_clip, similarity
 from tubelet.verbs.converting import convert
 from tubelet.verbs.distilling import distil, distil_from
@@ -13,6 +15,7 @@ from tubelet.verbs.using import evaluate, masked_model, predict, reconstruct, ru
 
 __all__ = [
     "MergeConfig",
+    "PrepareSettings",
     "cache",
     "classifier_of",
     "compared",
@@ -29,6 +32,7 @@ __all__ = [
     "merge_labels",
     "plan",
     "predict",
+    "prepare",
     "pretrain",
     "reconstruct",
     "run_masks",
