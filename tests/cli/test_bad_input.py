@@ -20,12 +20,13 @@ from bad_checkpoints import CHECKPOINTS
 from bad_features import EMBEDDED
 from bad_input import CASES, FULL_DISK, Case, pretrain
 from bad_labels import LABELLED
+from bad_prepare import PREPARED
 from bad_sources import MIXED
 from bad_teachers import TAUGHT
 
 from tubelet.train import checkpoint
 
-ALL = [*CASES, *TAUGHT, *MIXED, *LABELLED, *EMBEDDED, *CHECKPOINTS]
+ALL = [*CASES, *TAUGHT, *MIXED, *LABELLED, *PREPARED, *EMBEDDED, *CHECKPOINTS]
 PAGE = Path(__file__).parents[2] / "docs" / "errors.md"
 
 
