@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tubelet.errors import TubeletError
+from tubelet.train import allocator
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,13 @@ def processes(device: str = "auto") -> Generator[Place, None, None]:
 
 
 def place(device: str = "auto") -> Place:
-    """The place of this process; on a GPU also makes that GPU the current one."""
+    """The place of this process; on a GPU also makes that GPU the current one, on a CPU keeps freed
+    memory (see `allocator`)."""
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        allocator.keep_freed()
     if not dist.is_initialized():
         return Place(chosen)
     return Place(chosen, dist.get_rank(), dist.get_world_size())
