@@ -111,7 +111,8 @@ class Decoder(nn.Module):
     def __init__(self, ours: Any, shape: DecoderShape, drop_path: float):
         super().__init__()
         self.table = ours.positions.table.clone()
-        self.project = nn.Linear(ours.project.in_features, shape.width)
+        bias = ours.project.bias is not None
+        self.project = nn.Linear(ours.project.in_features, shape.width, bias=bias)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.blocks = blocks(shape.width, shape.depth, shape.heads, drop_path)
         self.norm = nn.LayerNorm(shape.width, eps=1e-6)
