@@ -292,7 +292,7 @@ def test_create_by_published_names_and_by_run() -> None:
 
 
 def test_create_with_the_weights_of_a_checkpoint(inside: Path) -> None:
-    with pytest.raises(TubeletError, match="of another model"):
+    with pytest.raises(TubeletError, match="of another network: width 32 where"):
         library.create("vit_small_patch16_224", num_classes=2, checkpoint_path="runs/fine")
 
 

@@ -195,15 +195,15 @@ def die_at(call: int) -> list[int]:
         *((os, n) for n in ("fsync", "rename", "replace", "unlink", "mkdir")),
         (shutil, "rmtree"),
         (torch, "save"),
-        (checkpoint, "save_file"),
+        (checkpoint, "save_tensors"),
     ):
         setattr(module, name, counted(getattr(module, name)))
     return seen
 
 
 def half_written(args: tuple[Any, ...]) -> None:
-    """What a kill amid `save_file(tensors, path)` or `torch.save(state, file)` leaves."""
-    if len(args) == 2 and isinstance(args[0], dict):
+    """What a kill amid `save_tensors(tensors, path, metadata)` or `torch.save(state, file)` leaves."""
+    if len(args) >= 2 and isinstance(args[0], dict):
         path = args[1] if isinstance(args[1], Path) else Path(args[1].name)
         path.write_bytes(b"begun")
 

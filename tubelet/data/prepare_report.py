@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 
 from rich.console import Group, RenderableType
@@ -103,7 +104,8 @@ def _faults(faults: list[Fault]) -> Table:
     table.add_column("path", overflow="fold")
     table.add_column("why", overflow="fold")
     for fault in faults[:SHOWN]:
-        table.add_row(Text(fault.path), Text(fault.reason))
+        near = os.path.relpath(fault.path)
+        table.add_row(Text(fault.path if near.startswith("..") else near), Text(fault.reason))
     if len(faults) > SHOWN:
         table.add_row(f"... and {len(faults) - SHOWN} more", "")
     return table
