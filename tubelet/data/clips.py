@@ -16,6 +16,7 @@ from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
 from tubelet.data.lists import Kind, Part, VideoList, as_target
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
 from tubelet.data.transforms import Augment, Size, augment, to_channels, views_of
+from tubelet.data.yuv import YuvClip
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch, ClipSpec, Masks, Sample
 
@@ -24,6 +25,9 @@ AskedDraw = Callable[[np.random.Generator, Tensor], Tensor]  # hidden [k,N] -> b
 Pack = Callable[[Tensor, Tensor | None], Masks]
 
 TRIES = 10  # videos tried for one sample before giving up
+YUV_PAYS_PIXELS = (
+    240  # short side of a frame; RGB of smaller ones is made and resized as fast whole
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,25 +190,38 @@ class ClipDataset(Dataset[list[Sample]]):
             )
         return views
 
-    def _decode(self, index: int, rng: np.random.Generator) -> tuple[Tensor, int, tuple[str, ...]]:
-        """A clip uint8 [T,H,W,C], the index that it shows, and the paths that failed before."""
+    def _decode(
+        self, index: int, rng: np.random.Generator
+    ) -> tuple[Tensor | YuvClip, int, tuple[str, ...]]:
+        """A clip (uint8 [T,H,W,C] or as it is stored), the index that it shows, and the paths that
+        failed before."""
         failed: dict[int, str] = {}
         part = self._part(index)
         while True:
             path = self.videos.path(index)
             try:
                 with Video(path, decoder=self.decoder) as video:
-                    info = video.info
-                    clip = video.frames(draw_frames(part.clip, info.frames, info.fps, rng))
+                    clip = self._read(video, part.clip, rng)
             except (DecodeError, OSError) as error:
                 failed[index] = str(error)
             else:
                 bad = tuple(self.videos.path(at) for at in failed)
-                return to_channels(clip, self.spec.in_chans), index, bad
+                return clip, index, bad
             if len(failed) == min(TRIES, part.videos):
                 raise all_failed(list(failed.values()), part.videos, part.name)
             while index in failed:
                 index = part.first + int(rng.integers(part.videos))
+
+    def _read(self, video: Video, spec: ClipSpec, rng: np.random.Generator) -> Tensor | YuvClip:
+        """A clip of a video: as it is stored where that pays, else uint8 [T,H,W,C]."""
+        info = video.info
+        at = draw_frames(spec, info.frames, info.fps, rng)
+        large = min(info.height, info.width) >= YUV_PAYS_PIXELS
+        if self.augment.takes_yuv and large and self.spec.in_chans == 3:
+            clip = video.yuv(at)
+            if clip is not None:
+                return clip
+        return to_channels(video.frames(at), self.spec.in_chans)
 
     def _part(self, index: int) -> Part:
         """The source of an entry; all of the list where it has no parts."""

@@ -24,6 +24,7 @@ from torch import Tensor
 from tubelet.data import frames
 from tubelet.data.pictures import IMAGES, Picture
 from tubelet.data.reader import DecodeError, Reader, VideoInfo
+from tubelet.data.yuv import FORMATS, YuvClip
 from tubelet.errors import TubeletError
 
 __all__ = ["IMAGES", "DecodeError", "Decoder", "Video", "VideoInfo", "available_decoders"]
@@ -93,20 +94,38 @@ class Video:
         Any order, repeats allowed; each needed frame is decoded once. Raises `DecodeError` where
         a frame cannot be had: it names the frame and how many could be read.
         """
-        asked = np.asarray(indices, dtype=np.int64).reshape(-1)
-        info = self.info
-        outside = asked[(asked < 0) | (asked >= info.frames)]
-        if outside.size:
-            raise DecodeError(
-                self.path,
-                f"frame {outside[0]} was asked for, but it has {info.frames} frames "
-                f"(0 to {info.frames - 1}).",
-            )
+        asked = self._inside(indices)
         wanted, where = np.unique(asked, return_inverse=True)
+        info = self.info
         out = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
         self._source.read(wanted, out)
         frames = torch.from_numpy(out)
         return frames if np.array_equal(wanted, asked) else frames[torch.from_numpy(where)]
+
+    def yuv(self, indices: Sequence[int] | NDArray[np.int64]) -> YuvClip | None:
+        """The same frames as they are stored: for views of them, which are cut and resized before
+        they are made RGB. None where only `frames` can: what is no video or was shot on its side,
+        a format of other than 8 bits and three planes, a size that changes, torchcodec."""
+        info, source = self.info, self._source
+        if not isinstance(source, Reader) or info.rotation or info.pixel_format not in FORMATS:
+            return None
+        wanted, where = np.unique(self._inside(indices), return_inverse=True)
+        frames = source.raw(wanted)
+        as_said = (info.pixel_format, info.height, info.width)
+        alike = all((f.format.name, f.height, f.width) == as_said for f in frames)
+        return YuvClip(frames, where) if frames and alike else None
+
+    def _inside(self, indices: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """indices, all of them of frames that the video has; else DecodeError."""
+        asked = np.asarray(indices, dtype=np.int64).reshape(-1)
+        count = self.info.frames
+        outside = asked[(asked < 0) | (asked >= count)]
+        if outside.size:
+            raise DecodeError(
+                self.path,
+                f"frame {outside[0]} was asked for, but it has {count} frames (0 to {count - 1}).",
+            )
+        return asked
 
     def close(self) -> None:
         """Frees the file; called at the end of a `with` block."""

@@ -9,7 +9,7 @@ once, and read from the start.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, cast
@@ -93,15 +93,29 @@ class Reader:
 
     def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         """wanted [U] ascending, no repeats -> out [U,H,W,3] filled with RGB."""
+
+        def fill(row: int, frame: VideoFrame) -> None:
+            out[row] = self._rgb(frame)
+
+        self._take(wanted, fill)
+
+    def raw(self, wanted: NDArray[np.int64]) -> list[VideoFrame]:
+        """wanted [U] ascending, no repeats -> the frames as the decoder put them out."""
+        frames: dict[int, VideoFrame] = {}
+        self._take(wanted, frames.__setitem__)
+        return [frames[row] for row in range(len(wanted))]
+
+    def _take(self, wanted: NDArray[np.int64], take: Callable[[int, VideoFrame], None]) -> None:
+        """Gives `take` each frame wanted, with its row."""
         index = self._index
         if wanted.size and wanted[-1] >= index.readable:
             raise DecodeError(self.path, self._why_missing(int(wanted[-1])))
         rows = {int(frame): row for row, frame in enumerate(wanted)}
-        missing = self._collect(rows, out, careful=index.counted)
+        missing = self._collect(rows, take, careful=index.counted)
         if missing and not index.counted:
             # A stream that a seek or a skip has upset: every frame, from the start.
             self._goto(0)
-            missing = self._collect(missing, out, careful=True)
+            missing = self._collect(missing, take, careful=True)
         if missing:
             raise DecodeError(self.path, self._why_missing(min(missing)))
 
@@ -260,9 +274,9 @@ class Reader:
     # Decoding
 
     def _collect(
-        self, rows: dict[int, int], out: NDArray[np.uint8], *, careful: bool
+        self, rows: dict[int, int], take: Callable[[int, VideoFrame], None], *, careful: bool
     ) -> dict[int, int]:
-        """Fills rows of `out` with the frames asked for, and returns those that did not come.
+        """Gives `take` the frames asked for, and returns those that did not come.
 
         Careful: no seeking ahead, no skipping.
         """
@@ -277,7 +291,7 @@ class Reader:
             if frame is None:
                 missing[wanted] = row
             else:
-                out[row] = self._rgb(frame)
+                take(row, frame)
         return missing
 
     def _next(self, wanted: int) -> VideoFrame | None:

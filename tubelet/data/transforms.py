@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tubelet.data.randaugment import RandAugment, rand_augment
+from tubelet.data.yuv import YuvClip
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
 
 Size = tuple[int, int]  # height, width in pixels
+Pixels = Literal["fast", "exact"]
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, for the noise of erasing
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow makes grey
@@ -41,6 +43,9 @@ class Augment:
     auto_augment: str = ""  # or "rand-m7-n4-mstd0.5-inc1"
     reprob: float = 0.0  # probability of erasing a box
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    pixels: Pixels = "fast"
+    """exact: frames made RGB whole, then cut and resized as Pillow does. fast: cut and resized as they
+    are stored (YUV), and then made RGB, where that can be (docs/data.md)."""
 
     def __post_init__(self) -> None:
         wrong = [
@@ -55,8 +60,16 @@ class Augment:
             wrong.append(f"scales are above 0 and at most 1, and {self.scales} are not")
         if self.auto_augment:
             RandAugment.parse(self.auto_augment)
+        if self.pixels not in get_args(Pixels):
+            wrong.append(f"pixels is one of {', '.join(get_args(Pixels))}, and not {self.pixels!r}")
         if wrong:
             raise TubeletError(f"This augmentation cannot be: {'; '.join(wrong)}.")
+
+    @property
+    def takes_yuv(self) -> bool:
+        """Whether views can be cut from frames as they are stored: not where RandAugment changes the
+        whole frame's colours, or its centre is taken as in evaluation."""
+        return self.pixels == "fast" and self.crop != "centre" and not self.auto_augment
 
 
 PRETRAIN = Augment()
@@ -80,31 +93,49 @@ class Box(NamedTuple):
 
 
 def augment(
-    clip: Tensor, sizes: dict[str, Size], config: Augment, rng: np.random.Generator
+    clip: Tensor | YuvClip, sizes: dict[str, Size], config: Augment, rng: np.random.Generator
 ) -> dict[str, Tensor]:
     """uint8 [T,H,W,C] -> views, uint8 [C,T,h,w] each, of the names and sizes given.
 
-    All frames and all views share RandAugment, crop, flip and the place that is erased. The first
-    view's size decides the shape of the crop.
+    All frames and all views share RandAugment, crop, flip and the place that is erased: the same
+    ones for a `YuvClip` (where `config.takes_yuv`). The first view's size decides the shape of the
+    crop.
     """
-    _check(clip)
-    if config.auto_augment:
-        clip = rand_augment(clip, RandAugment.parse(config.auto_augment), rng)
-    first = next(iter(sizes.values()))
-    if config.crop == "centre":
-        views = {
-            name: spatial_views(clip, size, 1, interpolation=config.interpolation)[0]
-            for name, size in sizes.items()
-        }
+    if isinstance(clip, YuvClip):
+        assert config.takes_yuv, "this augmentation needs whole RGB frames"
+        box = _draw_box(clip.size, sizes, config, rng)
+        views = {name: clip.view(box, size, config.interpolation) for name, size in sizes.items()}
     else:
-        draw = multiscale_box if config.crop == "multiscale" else random_resized_box
-        cut = draw((clip.shape[1], clip.shape[2]), first, config, rng).cut(clip)
-        views = {name: resize(cut, size, config.interpolation) for name, size in sizes.items()}
+        views = _views_of_rgb(clip, sizes, config, rng)
     if config.flip and rng.random() < config.flip:
         views = {name: view.flip(-1) for name, view in views.items()}
     if config.reprob and rng.random() < config.reprob:
         _erase(views, rng)
     return views
+
+
+def _views_of_rgb(
+    clip: Tensor, sizes: dict[str, Size], config: Augment, rng: np.random.Generator
+) -> dict[str, Tensor]:
+    """`augment` up to the crop, of whole RGB frames."""
+    _check(clip)
+    if config.auto_augment:
+        clip = rand_augment(clip, RandAugment.parse(config.auto_augment), rng)
+    if config.crop == "centre":
+        return {
+            name: spatial_views(clip, size, 1, interpolation=config.interpolation)[0]
+            for name, size in sizes.items()
+        }
+    cut = _draw_box((clip.shape[1], clip.shape[2]), sizes, config, rng).cut(clip)
+    return {name: resize(cut, size, config.interpolation) for name, size in sizes.items()}
+
+
+def _draw_box(
+    frame: Size, sizes: dict[str, Size], config: Augment, rng: np.random.Generator
+) -> Box:
+    """The box that the first view's size and the configuration give in a frame."""
+    draw = multiscale_box if config.crop == "multiscale" else random_resized_box
+    return draw(frame, next(iter(sizes.values())), config, rng)
 
 
 def spatial_views(
