@@ -108,6 +108,35 @@ def test_repeats_share_their_frames_and_nothing_else(dataset, videos, monkeypatc
     assert same(samples[0], dataset(mask=hide)[Key(0, 1)][0])  # more repeats change no other
 
 
+def test_repeats_with_frames_of_their_own_come_from_one_opened_file(dataset, videos, monkeypatch):
+    spec = replace(SPEC, sampling_rate=1)  # so that starts differ
+    read = []
+    original = Video.frames
+    monkeypatch.setattr(
+        Video, "frames", lambda self, at: (read.append(list(at)), original(self, at))[1]
+    )
+    whole = ClipDataset(videos, spec, PRETRAIN, seed=3, num_sample=4, repeats="clip", mask=hide)
+    samples = whole[Key(0, 1)]
+    (asked,) = read
+    assert asked == sorted(set(asked))  # each needed frame once
+    starts = []
+    for repeat, sample in enumerate(samples):
+        rng = rng_for(3, 0, 1, repeat)
+        with Video(videos.entries[1].path) as video:
+            at = draw_frames(spec, video.info.frames, video.info.fps, rng)
+            frames = original(video, at)
+        starts.append(int(at[0]))
+        expected = augment(frames, {"clip": (16, 16)}, PRETRAIN, rng)["clip"]
+        assert torch.equal(sample.views["clip"], expected)
+        assert torch.equal(sample.hidden, hide(rng))
+    assert len(set(starts)) > 1
+
+
+def test_repeats_of_another_name_are_an_error(dataset):
+    with pytest.raises(TubeletError, match="repeats is 'clips': expected one of crop, clip"):
+        dataset(repeats="clips")
+
+
 def test_augmentations_are_repeatable(videos):
     one, again = (ClipDataset(videos, SPEC, FINETUNE, seed=0)[Key(1, 2)][0] for _ in range(2))
     assert same(one, again)

@@ -115,6 +115,13 @@ def test_the_fast_clip_shows_the_box_flip_and_erasure_of_the_exact_one(
             assert bias < BIAS, (epoch, name)
 
 
+def test_repeats_with_frames_of_their_own(large: Path) -> None:
+    spec = replace(SPEC, sampling_rate=1)
+    both = (dataset(large, how, spec, num_sample=3, repeats="clip") for how in (PRETRAIN, EXACT))
+    for fast, exact in zip(*(samples[Key(0, 0)] for samples in both), strict=True):
+        assert 0 < apart(fast.views["clip"], exact.views["clip"])[0] < APART
+
+
 def test_exact_is_the_crop_of_whole_rgb_frames(large: Path) -> None:
     (sample,) = dataset(large, EXACT, ClipSpec(4, sampling_rate=3, size=(112, 112)))[Key(0, 0)]
     rng = np.random.Generator(np.random.PCG64(sample.seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from tubelet.shapes import Batch, ClipSpec, Masks, Sample
 MaskDraw = Callable[[np.random.Generator], Tensor]  # -> bool [k,N], True = hidden
 AskedDraw = Callable[[np.random.Generator, Tensor], Tensor]  # hidden [k,N] -> bool [k,N]
 Pack = Callable[[Tensor, Tensor | None], Masks]
+
+Repeats = Literal["crop", "clip"]
 
 TRIES = 10  # videos tried for one sample before giving up
 YUV_PAYS_PIXELS = (
@@ -90,7 +93,8 @@ def _pack_labels(videos: VideoList) -> np.ndarray | list[np.ndarray] | None:
 class ClipDataset(Dataset[list[Sample]]):
     """Training samples: `dataset[Key(epoch, index)]` -> `num_sample` samples of one decode.
 
-    The repeats share their frames; crop, flip and mask are drawn anew for each. An unreadable video
+    Crop, flip and mask are drawn anew for each repeat, and with repeats="clip" its frames too: of one
+    opened file, each needed frame decoded once. An unreadable video
     is replaced by another of its source, drawn from the same (seed, epoch, index), and named in
     `Sample.unreadable`; a sample then carries path, index and label of what it shows.
 
@@ -100,6 +104,7 @@ class ClipDataset(Dataset[list[Sample]]):
         augment: the crop and what else is done to the pixels.
         seed: of the run.
         num_sample: repeats of each video (repeated augmentation).
+        repeats: "crop" takes them from the same frames; "clip" draws frames for each.
         views: further views of each crop, {name: (height, width)}; "clip" has the spec's size.
         mask: rng -> hidden bool [k,N]; None: samples without masks.
         asked: (rng, hidden) -> asked bool [k,N]; None: what is hidden is asked for.
@@ -117,6 +122,7 @@ class ClipDataset(Dataset[list[Sample]]):
         *,
         seed: int,
         num_sample: int = 1,
+        repeats: Repeats = "crop",
         views: Mapping[str, Size] | None = None,
         mask: MaskDraw | None = None,
         asked: AskedDraw | None = None,
@@ -128,6 +134,10 @@ class ClipDataset(Dataset[list[Sample]]):
             raise TubeletError(
                 f"num_sample is {num_sample}: expected 1 or more repeats of a video."
             )
+        if repeats not in get_args(Repeats):
+            raise TubeletError(
+                f"repeats is {repeats!r}: expected one of {', '.join(get_args(Repeats))}."
+            )
         if features is not None:
             one_sample_a_video(num_sample)
         self.videos = Table(videos)
@@ -137,6 +147,7 @@ class ClipDataset(Dataset[list[Sample]]):
         self.augment = augment
         self.seed = seed
         self.num_sample = num_sample
+        self.repeats: Repeats = repeats
         self.sizes = {"clip": spec.size, **(views or {})}
         self.mask = mask
         self.asked = asked
@@ -149,14 +160,16 @@ class ClipDataset(Dataset[list[Sample]]):
 
     def __getitem__(self, key: Key) -> list[Sample]:
         crop = key.epoch if self.features is None else key.epoch % self.features.crops
-        rng = rng_for(self.seed, crop, key.index)
-        clip, shown, unreadable = self._decode(key.index, rng)
+        rngs = [rng_for(self.seed, crop, key.index)]
+        rngs += [
+            rng_for(self.seed, key.epoch, key.index, repeat) for repeat in range(1, self.num_sample)
+        ]
+        drawing = rngs if self.repeats == "clip" else rngs[:1]
+        clips, shown, unreadable = self._decode(key.index, drawing)
         label = self.videos.target(shown)
         samples = []
-        for repeat in range(self.num_sample):
-            if repeat:
-                rng = rng_for(self.seed, key.epoch, key.index, repeat)
-            views = augment(clip, self.sizes, self.augment, rng)
+        for repeat, rng in enumerate(rngs):
+            views = augment(clips[repeat % len(clips)], self.sizes, self.augment, rng)
             if self.features is not None:
                 views |= self._cached(self.features, crop, key.index, shown)
             if crop != key.epoch:  # fixed crops, but other masks in each epoch
@@ -191,37 +204,44 @@ class ClipDataset(Dataset[list[Sample]]):
         return views
 
     def _decode(
-        self, index: int, rng: np.random.Generator
-    ) -> tuple[Tensor | YuvClip, int, tuple[str, ...]]:
-        """A clip (uint8 [T,H,W,C] or as it is stored), the index that it shows, and the paths that
-        failed before."""
+        self, index: int, rngs: Sequence[np.random.Generator]
+    ) -> tuple[Sequence[Tensor | YuvClip], int, tuple[str, ...]]:
+        """A clip for each generator (uint8 [T,H,W,C] or as it is stored), the index that they show,
+        and the paths that failed before."""
         failed: dict[int, str] = {}
         part = self._part(index)
         while True:
             path = self.videos.path(index)
             try:
                 with Video(path, decoder=self.decoder) as video:
-                    clip = self._read(video, part.clip, rng)
+                    clips = self._read(video, part.clip, rngs)
             except (DecodeError, OSError) as error:
                 failed[index] = str(error)
             else:
                 bad = tuple(self.videos.path(at) for at in failed)
-                return clip, index, bad
+                return clips, index, bad
             if len(failed) == min(TRIES, part.videos):
                 raise all_failed(list(failed.values()), part.videos, part.name)
             while index in failed:
-                index = part.first + int(rng.integers(part.videos))
+                index = part.first + int(rngs[0].integers(part.videos))
 
-    def _read(self, video: Video, spec: ClipSpec, rng: np.random.Generator) -> Tensor | YuvClip:
-        """A clip of a video: as it is stored where that pays, else uint8 [T,H,W,C]."""
+    def _read(
+        self, video: Video, spec: ClipSpec, rngs: Sequence[np.random.Generator]
+    ) -> Sequence[Tensor | YuvClip]:
+        """Clips of a video: as they are stored where that pays, else uint8 [T,H,W,C]."""
         info = video.info
-        at = draw_frames(spec, info.frames, info.fps, rng)
+        drawn = [draw_frames(spec, info.frames, info.fps, rng) for rng in rngs]
+        needed, where = np.unique(np.stack(drawn), return_inverse=True)
+        where = where.reshape(len(drawn), -1)
         large = min(info.height, info.width) >= YUV_PAYS_PIXELS
         if self.augment.takes_yuv and large and self.spec.in_chans == 3:
-            clip = video.yuv(at)
-            if clip is not None:
-                return clip
-        return to_channels(video.frames(at), self.spec.in_chans)
+            stored = video.yuv(needed)
+            if stored is not None:
+                return [stored.pick(one) for one in where]
+        frames = to_channels(video.frames(needed), self.spec.in_chans)
+        if len(where) == 1 and where.size == len(needed):  # in their order: no copy
+            return [frames]
+        return [frames[torch.from_numpy(one)] for one in where]
 
     def _part(self, index: int) -> Part:
         """The source of an entry; all of the list where it has no parts."""

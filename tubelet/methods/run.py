@@ -62,6 +62,9 @@ class Run:
     augment: Augment = transforms.PRETRAIN
     num_sample: int = 1
     """Crops taken from each decoded video (repeated augmentation)."""
+    repeats: Literal["crop", "clip"] = "crop"
+    """What they have of their own. crop: a crop of the same frames; clip: frames too, so that one opened
+    file gives several clips (arXiv 2205.09113, 3)."""
     video_decoder: Literal["pyav", "torchcodec"] = "pyav"
     max_unreadable: float = 0.01
     """Share of the videos that may be unreadable before training stops."""

@@ -113,6 +113,7 @@ def clips_of(run: Run, videos: VideoList, **draws: Any) -> ClipDataset:
         run.augment,
         seed=run.train.seed,
         num_sample=run.num_sample,
+        repeats=run.repeats,
         decoder=run.video_decoder,
         max_unreadable=run.max_unreadable,
         **draws,
