@@ -327,11 +327,14 @@ def _described(
         del clip[evaluations]
     if run.clip.sampling != "dense_fps":
         del clip["target_fps"]
+    augment = asdict(run.augment)
+    if run.augment.pixels == "exact":  # as all were before there was another way
+        del augment["pixels"]
     return {
         "list": {"videos": len(videos), "fingerprint": videos.fingerprint()[:16]},
         "seed": run.train.seed,
         "clip": clip,
-        "augment": asdict(run.augment),
+        "augment": augment,
         "grid": list(run.grid),
         "teachers": branches,
     }

@@ -18,7 +18,7 @@ from tubelet.data.transforms import FINETUNE, PRETRAIN, Augment, Box, augment, r
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec
 
-EXACT = replace(PRETRAIN, pixels="exact")
+EXACT, FAST = PRETRAIN, replace(PRETRAIN, pixels="fast")
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, size=(112, 112))
 SIZE = (YUV_PAYS_PIXELS, 322)  # height, width
 FORMATS = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p")
@@ -56,7 +56,7 @@ def videos(path: Path) -> VideoList:
     return VideoList(entries=(Entry(str(path)),))
 
 
-def dataset(path: Path, config: Augment = PRETRAIN, spec: ClipSpec = SPEC, **more: Any):
+def dataset(path: Path, config: Augment = FAST, spec: ClipSpec = SPEC, **more: Any):
     return ClipDataset(videos(path), spec, config, seed=1, **more)
 
 
@@ -102,7 +102,7 @@ def test_a_box_at_an_odd_edge_is_not_moved(tmp_path: Path) -> None:
 def test_the_fast_clip_shows_the_box_flip_and_erasure_of_the_exact_one(
     large: Path, crop: Any
 ) -> None:
-    fast = Augment(crop=crop, flip=0.5, reprob=0.5)
+    fast = Augment(crop=crop, flip=0.5, reprob=0.5, pixels="fast")
     exact = replace(fast, pixels="exact")
     views = {"small": (64, 64)}
     for epoch in range(6):
@@ -117,7 +117,7 @@ def test_the_fast_clip_shows_the_box_flip_and_erasure_of_the_exact_one(
 
 def test_repeats_with_frames_of_their_own(large: Path) -> None:
     spec = replace(SPEC, sampling_rate=1)
-    both = (dataset(large, how, spec, num_sample=3, repeats="clip") for how in (PRETRAIN, EXACT))
+    both = (dataset(large, how, spec, num_sample=3, repeats="clip") for how in (FAST, EXACT))
     for fast, exact in zip(*(samples[Key(0, 0)] for samples in both), strict=True):
         assert 0 < apart(fast.views["clip"], exact.views["clip"])[0] < APART
 
@@ -150,7 +150,7 @@ def test_what_needs_whole_rgb_frames_is_exact(large: Path, config: Augment) -> N
 def test_grey_and_small_clips_are_exact(large: Path, tmp_path: Path) -> None:
     small = write(tmp_path / "small.mp4", size=(YUV_PAYS_PIXELS - 2, 322))
     for path, spec in ((large, replace(SPEC, in_chans=1)), (small, SPEC)):
-        (one,), (other,) = (dataset(path, how, spec)[Key(0, 0)] for how in (PRETRAIN, EXACT))
+        (one,), (other,) = (dataset(path, how, spec)[Key(0, 0)] for how in (FAST, EXACT))
         assert torch.equal(one.views["clip"], other.views["clip"])
 
 
@@ -166,7 +166,7 @@ def test_other_formats_have_rgb_frames_only(tmp_path: Path, name: str, how: Any)
     path = write(tmp_path / name, 12, **how)
     with Video(path) as video:
         assert video.yuv([0, 1]) is None
-    (one,), (other,) = (dataset(path, config)[Key(0, 0)] for config in (PRETRAIN, EXACT))
+    (one,), (other,) = (dataset(path, config)[Key(0, 0)] for config in (FAST, EXACT))
     assert torch.equal(one.views["clip"], other.views["clip"])
 
 

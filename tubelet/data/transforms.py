@@ -43,7 +43,7 @@ class Augment:
     auto_augment: str = ""  # or "rand-m7-n4-mstd0.5-inc1"
     reprob: float = 0.0  # probability of erasing a box
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    pixels: Pixels = "fast"
+    pixels: Pixels = "exact"
     """exact: frames made RGB whole, then cut and resized as Pillow does. fast: cut and resized as they
     are stored (YUV), and then made RGB, where that can be (docs/data.md)."""
 
