@@ -81,7 +81,13 @@ def test_each_tensor_has_one_fate(name: str, tmp_path: Path) -> None:
     assert f"{len(fates[1])} renamed" in report.line()
 
 
-@pytest.mark.parametrize("name", ["videomae", "mvd", "mae", "timm", "mae_st", "hf, images"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("videomae", "mvd", "mae_st")),
+        *("mae", "timm", "hf, images"),
+    ],
+)
 def test_no_shape_crashes_a_reader(name: str, tmp_path: Path) -> None:
     """Each tensor in turn is of another shape: one error, that names the file."""
     state = state_of(name)

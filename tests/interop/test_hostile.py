@@ -66,6 +66,7 @@ def test_the_canary_would_sing(tmp_path: Path) -> None:
     assert world.canary.exists()
 
 
+@pytest.mark.slow
 def test_a_key_of_many_levels_would_crash(tmp_path: Path) -> None:
     """So that the walk before is no mere repetition of what torch checks."""
     case = next(case for case in CASES if "levels" in case.name)
