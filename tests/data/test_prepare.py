@@ -19,12 +19,12 @@ import pytest
 import torch
 from numbered import FILES, FRAMES, X264, numbered, numbers_in, write
 
-from tubelet.data import reencode
 from tubelet.data.decode import Video
-from tubelet.data.ledger import NAME
 from tubelet.data.lists import read_list
-from tubelet.data.prepare import prepare
-from tubelet.data.reencode import Settings, fit, make
+from tubelet.data.prepare import reencode
+from tubelet.data.prepare.job import prepare
+from tubelet.data.prepare.ledger import NAME
+from tubelet.data.prepare.reencode import Settings, fit, make
 from tubelet.errors import TubeletError
 
 SETTINGS = Settings(short_side=32, keyframe_every=6, crf=18)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tubelet.data.ledger import NAME
-from tubelet.data.prepare import Report, prepare
-from tubelet.data.reencode import Settings
+from tubelet.data.prepare.job import Report, prepare
+from tubelet.data.prepare.ledger import NAME
+from tubelet.data.prepare.reencode import Settings
 
 
 def job(data: Path, out: Path) -> Report:
@@ -48,7 +48,7 @@ def die_at_rename(count: int, after: bool) -> None:
 
 def die_in_line(out: Path, count: int) -> None:
     """The process dies when half of the n-th video's line is written."""
-    from tubelet.data.ledger import Ledger
+    from tubelet.data.prepare.ledger import Ledger
 
     real, left = Ledger._add, [count]
 

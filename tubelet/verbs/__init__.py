@@ -1,7 +1,7 @@
 """What the commands do, as functions: pretrain, finetune, evaluate, predict, ..."""
 
-from tubelet.data.prepare import prepare
-from tubelet.data.reencode import Settings as PrepareSettings
+from tubelet.data.prepare.job import prepare
+from tubelet.data.prepare.reencode import Settings as PrepareSettings
 from tubelet.verbs.comparing import compared, compared_clip, similarity
 from tubelet.verbs.converting import convert
 from tubelet.verbs.distilling import distil, distil_from

@@ -1,6 +1,6 @@
 """One video file made again, small and quick to decode, frame by frame.
 
-The same frames at the same times, upright, as H.264 in 8 bits without sound, for `prepare.py`.
+The same frames at the same times, upright, as H.264 in 8 bits without sound, for `job.py`.
 """
 
 from __future__ import annotations

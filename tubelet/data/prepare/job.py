@@ -17,12 +17,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tubelet.data.compare import Figures, Sample, summed, try_compare, try_piece
 from tubelet.data.isolate import cpu_cores, each
-from tubelet.data.ledger import Ledger, claim
-from tubelet.data.prepare_report import Fault, Report, say_size, sentence
-from tubelet.data.reencode import BEGUN, Made, Settings, make
-from tubelet.data.relist import Plan, plan, relisted
+from tubelet.data.prepare.compare import Figures, Sample, summed, try_compare, try_piece
+from tubelet.data.prepare.ledger import Ledger, claim
+from tubelet.data.prepare.reencode import BEGUN, Made, Settings, make
+from tubelet.data.prepare.relist import Plan, plan, relisted
+from tubelet.data.prepare.report import Fault, Report, say_size, sentence
 from tubelet.errors import TubeletError
 
 log = logging.getLogger("tubelet")

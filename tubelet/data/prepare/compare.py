@@ -21,8 +21,8 @@ from av.video.reformatter import VideoReformatter
 from tubelet.data.clips import ClipDataset, Key
 from tubelet.data.decode import DecodeError, Video
 from tubelet.data.lists import read_list
+from tubelet.data.prepare.reencode import Settings, encode, scaled
 from tubelet.data.reader import Reader
-from tubelet.data.reencode import Settings, encode, scaled
 from tubelet.data.transforms import PRETRAIN
 from tubelet.errors import TubeletError
 from tubelet.shapes import ClipSpec

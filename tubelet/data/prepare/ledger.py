@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tubelet.data.reencode import BEGUN, Made, Settings
+from tubelet.data.prepare.reencode import BEGUN, Made, Settings
 from tubelet.errors import TubeletError
 
 NAME = "prepared.ndjson"  # no list, by its ending: the loader does not take it for one

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tubelet.data.compare import Figures
-from tubelet.data.reencode import Settings
+from tubelet.data.prepare.compare import Figures
+from tubelet.data.prepare.reencode import Settings
 
 SHOWN = 20  # unreadable files on a terminal; the JSON has all
 
