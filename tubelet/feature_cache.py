@@ -37,13 +37,13 @@ from tubelet.data.lists import VideoList
 from tubelet.data.loader import Unreadable
 from tubelet.data.workers import batches_of
 from tubelet.errors import TubeletError
+from tubelet.files import replace_file
 from tubelet.methods.run import Pretraining
 from tubelet.model import MaskedModel
 from tubelet.shapes import Batch
 from tubelet.targets.features import Features, Teacher, in_bf16
 from tubelet.teachers import connect
 from tubelet.train import parallel
-from tubelet.train.checkpoint import replace_file
 
 log = logging.getLogger("tubelet")
 

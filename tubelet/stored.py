@@ -22,6 +22,7 @@ from tubelet.backbones import Encoder
 from tubelet.backbones.backbone import Backbone
 from tubelet.backbones.positions import PositionMode
 from tubelet.errors import TubeletError
+from tubelet.files import replace_file
 from tubelet.interop import layouts
 from tubelet.interop.found import NOTHING, Found, Told
 from tubelet.interop.inflate import inflated
@@ -155,9 +156,7 @@ def write(found: Found, path: str | Path) -> None:
     weights = {name: value.float() for name, value in found.weights.items()}
     header, weights = layouts.with_origin(replace(found, weights=weights))
     weights = {name: value.contiguous() for name, value in weights.items()}
-    checkpoint.replace_file(
-        Path(path), lambda begun: checkpoint.write_weights(begun, weights, header)
-    )
+    replace_file(Path(path), lambda begun: checkpoint.write_weights(begun, weights, header))
 
 
 def encoder_shape(path: str | Path, told: Told = NOTHING) -> tuple[Encoder, int]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from killing import killing
 from small import write_video
 
 from tubelet.backbones.vit import ViT, ViTShape
@@ -24,7 +24,6 @@ from tubelet.model import Card, Classifier
 from tubelet.shapes import ClipSpec
 from tubelet.tasks import embed as task
 from tubelet.tasks.embed import EmbedConfig, embed
-from tubelet.train import checkpoint
 
 
 def model() -> Classifier:
@@ -52,27 +51,11 @@ def in_child(act: Callable[[], Any]) -> int:
     os._exit(0)
 
 
-def killing(count: int, after: bool) -> Callable[[Any, Any], None]:
-    """os.replace, but the process dies at the n-th: before or after it takes place."""
-    left, rename = [count], os.replace
-
-    def replace(begun: Any, final: Any) -> None:
-        left[0] -= 1
-        if after:
-            rename(begun, final)
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if not after:
-            rename(begun, final)
-
-    return replace
-
-
 def killed(folder: Path, out: Path, count: int, after: bool) -> dict[str, Any]:
     """A job that dies, and one that goes on."""
 
     def die() -> None:
-        checkpoint.os.replace = killing(count, after)
+        os.replace = killing(count, after)
         job(folder, out)
 
     _, status = os.waitpid(in_child(die), 0)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from killing import killing
+
 from tubelet.data.prepare.job import Report, prepare
 from tubelet.data.prepare.ledger import NAME
 from tubelet.data.prepare.reencode import Settings
@@ -31,19 +33,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def die_at_rename(count: int, after: bool) -> None:
-    """os.replace, but the process dies at the n-th: before or after it takes place."""
-    left, rename = [count], os.replace
-
-    def replace(begun: Any, final: Any) -> None:
-        left[0] -= 1
-        if after:
-            rename(begun, final)
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if not after:
-            rename(begun, final)
-
-    os.replace = replace
+    os.replace = killing(count, after)
 
 
 def die_in_line(out: Path, count: int) -> None:

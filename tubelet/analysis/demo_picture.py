@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tubelet.analysis.picture import INK, PAPER, SOFT
 from tubelet.analysis.reconstruct import ReconstructConfig, reconstruct
+from tubelet.files import replace_file
 from tubelet.model import MaskedModel
 
 # Random; teachers, then students, light to deep.
@@ -52,9 +53,7 @@ def draw(
     )
     _bars(right.subplots(), bars, chance)
     path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(f".{path.name}.begun")
-    figure.savefig(begun, dpi=110, format="png")
-    begun.replace(path)
+    replace_file(path, lambda begun: figure.savefig(begun, dpi=110, format="png"))
 
 
 def _hidden(config: ReconstructConfig) -> str:

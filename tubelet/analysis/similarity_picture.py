@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from tubelet.analysis.picture import INK, PAPER, SOFT
+from tubelet.files import replace_file
 
 ROWS = ("features as they are", "tokens' mean removed")
 COLOURS = ("#2f5fd0", "#d55e00", "#00876c", "#a23b8f", "#8a6d00", "#5b6472")
@@ -160,6 +161,9 @@ def _cut(name: str, most: int) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    begun = path.with_name(f".{path.name}.begun")
-    figure.savefig(begun, dpi=120, format="png", bbox_inches="tight", pad_inches=0.12)
-    begun.replace(path)
+    replace_file(
+        path,
+        lambda begun: figure.savefig(
+            begun, dpi=120, format="png", bbox_inches="tight", pad_inches=0.12
+        ),
+    )

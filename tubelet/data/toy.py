@@ -33,6 +33,7 @@ from torch import Tensor
 
 from tubelet.data.isolate import cpu_cores, each
 from tubelet.errors import TubeletError
+from tubelet.files import replace_file
 
 WHAT = tuple("0123456789")
 HOW = (
@@ -419,6 +420,4 @@ def _write_lists(out: Path, options: Options, split: str, count: int) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    begun = path.with_name(f".{path.name}.begun")
-    begun.write_text(text)
-    os.replace(begun, path)
+    replace_file(path, lambda begun: begun.write_text(text))

@@ -20,6 +20,7 @@ from tubelet.data.clips import Pack
 from tubelet.data.lists import VideoList, read_list
 from tubelet.data.loader import TrainLoader, train_loader
 from tubelet.data.remembered import Remembered, decode_all
+from tubelet.files import replace_file
 from tubelet.methods.run import Pretraining, Run, to_dict
 from tubelet.model import Card, MaskedModel
 from tubelet.probes.tune import Labelled, ProbeConfig, frozen_features, probe
@@ -53,7 +54,7 @@ class Lab:
             path = self._clips(split)
             if not path.exists():
                 clips = decode_all(self.videos(split), self.spec, workers=workers)
-                checkpoint.replace_file(path, lambda begun, clips=clips: torch.save(clips, begun))
+                replace_file(path, lambda begun, clips=clips: torch.save(clips, begun))
 
     def videos(self, split: str) -> VideoList:
         """The list of a split."""

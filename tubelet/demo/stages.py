@@ -31,6 +31,7 @@ from tubelet.demo import lab as labs
 from tubelet.demo.lab import LABELS, Lab
 from tubelet.demo.runs import CLIP, IMAGE, STUDENTS, VIDEO
 from tubelet.errors import TubeletError
+from tubelet.files import replace_file
 from tubelet.methods.run import Pretraining, changed, to_dict
 from tubelet.model import MaskedModel
 from tubelet.probes.interval import bootstrap, student
@@ -398,6 +399,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.replace_file(
-        path, lambda begun: begun.write_text(json.dumps(record, indent=1) + "\n")
-    )
+    replace_file(path, lambda begun: begun.write_text(json.dumps(record, indent=1) + "\n"))

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tubelet.data import frames
 from tubelet.data.cache import differences
 from tubelet.errors import TubeletError
-from tubelet.train.checkpoint import replace_file
+from tubelet.files import replace_file
 
 try:
     import fcntl

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
-from tubelet.files import save_tensors
+from tubelet.files import flush, save_tensors
 
 FORMAT = 1  # of the header and of state.pt; a higher one is of a later tubelet
 WEIGHTS, AVERAGE, STATE = "model.safetensors", "ema.safetensors", "state.pt"
@@ -60,13 +60,13 @@ def save(
             with open(begun / STATE, "wb") as file:
                 torch.save({"format": FORMAT, "step": step, **state}, file)
             for path in [*begun.iterdir(), begun]:
-                _flush(path)
+                flush(path)
             _discard(final)
             os.rename(begun, final)
         except BaseException:
             shutil.rmtree(begun, ignore_errors=True)
             raise
-        _flush(out)
+        flush(out)
         for old in checkpoints(out)[:-keep]:
             _discard(old)
     return final
@@ -194,17 +194,6 @@ def writing(what: str, out: Path) -> Generator[None, None, None]:
         ) from error
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]) -> None:
-    """Replaces a file in one move, so that it is the old or the new one at any moment."""
-    begun = path.with_name(f".{path.name}.begun")
-    try:
-        write(begun)
-        _flush(begun)
-        os.replace(begun, path)
-    finally:
-        begun.unlink(missing_ok=True)
-
-
 @contextmanager
 def _reading(path: Path) -> Generator[None, None, None]:
     try:
@@ -232,17 +221,6 @@ def _discard(path: Path) -> None:
         gone = path.with_name(f".{path.name}.gone")
         os.rename(path, gone)
         shutil.rmtree(gone)
-
-
-def _flush(path: Path) -> None:
-    """Waits until the file, or the names in the folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows cannot; it keeps names by its own journal
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _listing(folder: Path) -> str:

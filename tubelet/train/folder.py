@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tubelet.errors import TubeletError
+from tubelet.files import replace_file
 from tubelet.train import checkpoint
 from tubelet.train.config import Derived, TrainConfig
 
@@ -58,7 +59,7 @@ def begin(
         for name in (METRICS, NONFINITE):
             _cut(out / name, step)
         text = json.dumps(record, indent=1)
-        checkpoint.replace_file(out / CONFIG, lambda path: path.write_text(text))
+        replace_file(out / CONFIG, lambda path: path.write_text(text))
 
 
 def _has_rows(out: Path) -> bool:
@@ -115,4 +116,4 @@ def _cut(path: Path, step: int) -> None:
         if not line.endswith("\n") or json.loads(line)["step"] > step:
             break
         kept.append(line)
-    checkpoint.replace_file(path, lambda begun: begun.write_text("".join(kept)))
+    replace_file(path, lambda begun: begun.write_text("".join(kept)))

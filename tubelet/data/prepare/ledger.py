@@ -11,6 +11,7 @@ from typing import Any
 
 from tubelet.data.prepare.reencode import BEGUN, Made, Settings
 from tubelet.errors import TubeletError
+from tubelet.files import replace_file
 
 NAME = "prepared.ndjson"  # no list, by its ending: the loader does not take it for one
 FORMAT = 1
@@ -65,9 +66,8 @@ class Ledger:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / NAME
         if not path.exists():
-            begun = path.with_name(f".{NAME}{BEGUN}")
-            begun.write_text(json.dumps({"format": FORMAT, **asdict(self.settings)}) + "\n")
-            os.replace(begun, path)
+            text = json.dumps({"format": FORMAT, **asdict(self.settings)}) + "\n"
+            replace_file(path, lambda begun: begun.write_text(text))
 
     def note(self, place: str, made: Made) -> None:
         """Notes a file that was just made."""
@@ -94,9 +94,7 @@ class Ledger:
                 f"{self.folder / name} was made of {before}, and {file} has the same name: rename it, "
                 "or pass another folder. The videos are there, and the list is as it was."
             )
-        begun = self.folder / f".{name}{BEGUN}"
-        begun.write_text(text, encoding="utf-8")
-        os.replace(begun, self.folder / name)
+        replace_file(self.folder / name, lambda begun: begun.write_text(text, encoding="utf-8"))
         if before != source:
             self.lists[name] = source
             self._add({"list": name, "source": source})
