@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "plan": NETWORKS | {"model", "methods", "data", "train", "zoo", "stored"},
     "feature_cache": NETWORKS | {"model", "methods", "data", "train", "teachers"},
 }
-ABOVE = {"verbs", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below
+ABOVE = {"verbs", "bench", "demo", "doctor", "cli", "__main__", "__init__"}  # may import everything below
 
 
 def room(module: str) -> str:
