@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import torch
@@ -66,8 +66,8 @@ def in_turns(
     its process, is a TubeletError.
     """
     context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    workers: list[multiprocessing.process.BaseProcess] = []
+    pipes: dict[str, Any] = {}
+    workers: list[BaseProcess] = []
     done, whole = 0, len(rows) * (turns + 1)
     try:
         values: dict[str, float] = {}
@@ -102,7 +102,7 @@ def in_turns(
             worker.join()
 
 
-def _answer(name: str, pipe: Connection) -> Any:
+def _answer(name: str, pipe: Any) -> Any:
     try:
         answer = pipe.recv()
     except EOFError:
@@ -115,7 +115,7 @@ def _answer(name: str, pipe: Connection) -> Any:
     return answer
 
 
-def _work(row: Row, threads: int, pipe: Connection) -> None:
+def _work(row: Row, threads: int, pipe: Any) -> None:
     """A row's process: a step each time that it is told to; at the end what it counted."""
     try:
         if threads:

@@ -1,0 +1,1 @@
+"""The plain, published formulations: what ours is compared with."""
