@@ -6,7 +6,7 @@ tiny networks on tiny clips, without bars: whether it runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from statistics import median
@@ -52,28 +52,59 @@ class Case:
     against: Mapping[str, Peer]
     shape: str  # "4x3x16x224x224"
     views: int = 1
+    together: str = ""  # cases that share rows, by name, have one such name: they are one run
+    turns: int = 7
+    wants_bf16: bool = False  # compares bf16: says nothing where a processor only emulates it
+
+
+def runs_of(cases: Sequence[Case]) -> list[list[Case]]:
+    """The cases by the run that they are measured in."""
+    found: dict[str, list[Case]] = {}
+    for case in cases:
+        found.setdefault(case.together or case.name, []).append(case)
+    return list(found.values())
 
 
 def run_case(
     case: Case,
     *,
-    turns: int = 7,
+    turns: int | None = None,
     threads: int = 0,
     progress: Progress | None = None,
 ) -> list[Record]:
-    """The records of a case, one for each peer.
+    """The records of a case, one for each peer; see `run_cases`."""
+    return run_cases([case], turns=turns, threads=threads, progress=progress)
 
-    Raises TubeletError where a row fails, where a library is missing, and where two losses differ
-    that have to be one.
+
+def run_cases(
+    cases: Sequence[Case],
+    *,
+    turns: int | None = None,
+    threads: int = 0,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """The records of cases that are measured in one run: rows of one name are one row.
+
+    `turns`: as the cases say unless given. Raises TubeletError where a row fails, where a library is
+    missing, and where two losses differ that have to be one.
     """
-    for against, peer in case.against.items():
-        if peer.needs and find_spec(peer.needs) is None:
-            raise TubeletError(
-                f"{case.name} is compared with {against!r}, which needs {peer.needs}: "
-                "pip install 'tubelet[hf]'."
-            )
-    rows = [*case.ours, *(row for peer in case.against.values() for row in peer.rows)]
+    for case in cases:
+        for against, peer in case.against.items():
+            if peer.needs and find_spec(peer.needs) is None:
+                raise TubeletError(
+                    f"{case.name} is compared with {against!r}, which needs {peer.needs}: "
+                    "pip install 'tubelet[hf]'."
+                )
+    every = [row for case in cases for row in case.ours]
+    every += [row for case in cases for peer in case.against.values() for row in peer.rows]
+    rows = list({row.name: row for row in every}.values())
+    turns = turns or max(case.turns for case in cases)
     took = in_turns(rows, turns=turns, threads=threads, progress=progress)
+    return [record for case in cases for record in records_of(case, took)]
+
+
+def records_of(case: Case, took: Mapping[str, Took]) -> list[Record]:
+    """What a run found -> the records of a case, one for each peer."""
     check_losses(case, took)
     own = quickest(case.ours, took)
     records: list[Record] = []
