@@ -102,6 +102,7 @@ class Sample:
     asked: Tensor | None = None  # bool [k,N]; None: what is hidden is asked for
     label: Tensor | None = None  # int64 [], or float32 [classes] (multi-label, regression)
     unreadable: tuple[str, ...] = ()  # paths that this sample replaces
+    spent: dict[str, float] = field(default_factory=dict)  # seconds of a worker, by `clock.Part`
 
 
 @dataclass
@@ -146,6 +147,7 @@ class Batch:
     )
     unreadable: tuple[str, ...] = ()
     sources: dict[str, int] = field(default_factory=dict)  # clips of each, in a run of several
+    spent: dict[str, float] = field(default_factory=dict)  # seconds of a worker, by `clock.Part`
 
     @property
     def clip(self) -> Tensor:
@@ -155,9 +157,17 @@ class Batch:
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         return _each(self, lambda x: x.to(device, non_blocking=non_blocking))
 
+    def part(self, clips: slice) -> Batch:
+        """The batch of these clips alone; what is told of the whole (`unreadable`, `sources`) stays."""
+        return replace(_each(self, lambda x: x[clips]), paths=self.paths[clips])
+
     def pin_memory(self) -> Batch:
         """Called by the loader where the device copies from pinned memory."""
         return _each(self, lambda x: x.pin_memory())
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Memory that another stream has filled is given to nobody else before this one has used it."""
+        _each(self, lambda x: x.record_stream(stream) or x)
 
 
 Record = TypeVar("Record", Masks, Batch)

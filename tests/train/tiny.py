@@ -164,7 +164,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 def rows(out: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl without what a clock or the machine says."""
     read = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    told = ("clips_per_second", "wait_ratio", "memory_gib")
+    told = ("clips_per_second", "wait_ratio", "worker_time", "memory_gib")
     return [{k: v for k, v in row.items() if k not in told} for row in read]
 
 

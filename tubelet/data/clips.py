@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tubelet.data.cache import FeatureCache, one_sample_a_video
+from tubelet.data.clock import Clock
 from tubelet.data.decode import DecodeError, Decoder, Video, available_decoders
 from tubelet.data.lists import Kind, Part, VideoList, as_target
 from tubelet.data.sampling import draw_frames, rng_for, sample_seed, test_frames
@@ -165,16 +167,22 @@ class ClipDataset(Dataset[list[Sample]]):
             rng_for(self.seed, key.epoch, key.index, repeat) for repeat in range(1, self.num_sample)
         ]
         drawing = rngs if self.repeats == "clip" else rngs[:1]
+        clock = Clock()
         clips, shown, unreadable = self._decode(key.index, drawing)
+        clock.lap("decode")
         label = self.videos.target(shown)
         samples = []
         for repeat, rng in enumerate(rngs):
             views = augment(clips[repeat % len(clips)], self.sizes, self.augment, rng)
+            clock.lap("augment")
             if self.features is not None:
                 views |= self._cached(self.features, crop, key.index, shown)
+                clock.lap("decode")
             if crop != key.epoch:  # fixed crops, but other masks in each epoch
                 rng = rng_for(self.seed, key.epoch, key.index)
             hidden = None if self.mask is None else self.mask(rng)
+            asked = None if self.asked is None or hidden is None else self.asked(rng, hidden)
+            clock.lap("collate")
             samples.append(
                 Sample(
                     views=views,
@@ -182,9 +190,10 @@ class ClipDataset(Dataset[list[Sample]]):
                     index=shown,
                     seed=sample_seed(self.seed, key.epoch, key.index, repeat),
                     hidden=hidden,
-                    asked=None if self.asked is None or hidden is None else self.asked(rng, hidden),
+                    asked=asked,
                     label=label,
                     unreadable=unreadable,
+                    spent=clock.taken(),
                 )
             )
         return samples
@@ -270,11 +279,12 @@ def all_failed(reasons: Sequence[str], videos: int, source: str = "") -> Tubelet
 
 def collate(groups: Sequence[Sequence[Sample]], *, pack: Pack | None = None) -> Batch:
     """Samples of B/num_sample videos -> a Batch of B, the repeats of a video side by side."""
+    clock = Clock()
     samples = [sample for group in groups for sample in group]
     hidden = _stack([s.hidden for s in samples], "hidden")
     if hidden is not None and pack is None:
         raise TubeletError("The samples carry masks: pass pack=tubelet.masks.pack.")
-    return Batch(
+    batch = Batch(
         views={
             name: torch.stack([sample.views[name] for sample in samples])
             for name in samples[0].views
@@ -288,6 +298,10 @@ def collate(groups: Sequence[Sequence[Sample]], *, pack: Pack | None = None) -> 
         labels=_stack([s.label for s in samples], "label"),
         unreadable=tuple(path for group in groups for path in group[0].unreadable),
     )
+    clock.lap("collate")
+    spent = sum((Counter(s.spent) for s in samples), Counter(clock.taken()))
+    batch.spent = dict(spent)
+    return batch
 
 
 def _stack(tensors: Sequence[Tensor | None], what: str) -> Tensor | None:

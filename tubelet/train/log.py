@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import Counter
@@ -21,6 +22,9 @@ from tubelet.shapes import Batch
 from tubelet.train import checkpoint, folder
 from tubelet.train.config import Derived, TrainConfig
 from tubelet.train.parallel import Place, from_all, sum_over_processes
+from tubelet.train.waiting import Waiting, in_words
+
+logger = logging.getLogger("tubelet")
 
 Terms = Mapping[str, tuple[Tensor, Tensor | float]]
 REPEATS = 5  # skipped updates in a row that stop a run
@@ -119,7 +123,7 @@ class Log:
         self.out, self.place, self.config, self.derived = out, place, config, derived
         self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self.shown = place.main and config.progress
-        self.waited_seconds = 0.0
+        self.waiting = Waiting(config.workers, start)
         self._began = self._read_at = time.perf_counter()
         self._start = start
         self._said_at = -math.inf
@@ -158,12 +162,13 @@ class Log:
         """The next micro-batch; the time spent waiting for it is counted."""
         began = time.perf_counter()
         batch = next(batches, None)
-        self.waited_seconds += time.perf_counter() - began
+        waited = time.perf_counter() - began
         if batch is None:
             raise TubeletError(
                 f"The data ended before the {self.derived.total_steps} updates of the run: "
                 "an iterator of batches must go on over the epochs until the run ends."
             )
+        self.waiting.add(waited, batch.spent)
         return batch
 
     def advance(self, step: int) -> None:
@@ -186,25 +191,29 @@ class Log:
         """
         now = time.perf_counter()
         seconds, self._read_at = now - self._read_at, now
-        waited, self.waited_seconds = self.waited_seconds, 0.0
+        wait, parts = self.waiting.read(step, seconds)
         row = {
             **means,
             "lr": lr,
             "clips_per_second": clips / seconds,
-            "wait_ratio": waited / seconds,
+            "wait_ratio": wait,
             "memory_gib": _memory_gib(self.place.device),
             "skipped": skipped,
         }
-        scalars = {f"sources/{name}": float(n) for name, n in sources.items()}
-        self._write(step, row | ({"sources": dict(sources)} if sources else {}), row | scalars)
+        groups = {"sources": dict(sources), "worker_time": parts}
+        scalars = {f"{g}/{n}": float(v) for g, of in groups.items() for n, v in of.items()}
+        self._write(step, row | {g: of for g, of in groups.items() if of}, row | scalars)
+        cause = f" ({in_words(parts)})" if parts and wait >= 0.005 else ""
         said = (
             f"loss {means['loss']:.4f}  lr {lr:.2e}  {row['clips_per_second']:.1f} clips/s  "
-            f"wait {row['wait_ratio']:.0%}  {row['memory_gib']:.1f} GiB"
+            f"data wait {wait:.0%}{cause}  {row['memory_gib']:.1f} GiB"
         )
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, said=said)
         elif self.shown:
             self._say(step, said)
+        if self.shown and (advice := self.waiting.advice(parts)):
+            logger.warning("%s", advice)
 
     def evaluation(self, step: int, scores: dict[str, float]) -> None:
         """A row of metrics.jsonl, and a line, for what `evaluate` returned."""
@@ -223,7 +232,8 @@ class Log:
 
     def restart_clock(self) -> None:
         """Leaves the time since the last row (saving, evaluating) out of the next row's."""
-        self._read_at, self.waited_seconds = time.perf_counter(), 0.0
+        self._read_at = time.perf_counter()
+        self.waiting.forget()
 
     def _say(self, step: int, said: str) -> None:
         now, last = time.perf_counter(), step == self.derived.total_steps
