@@ -22,6 +22,7 @@ from tubelet.errors import TubeletError
 from tubelet.plan.counting import ATTENTION
 
 Step = Callable[[], float]  # a turn's work -> what it computed: the loss
+Precision = Literal["float32", "bf16"]
 KINDS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -32,7 +33,7 @@ class Row:
 
     name: str
     make: Callable[[], Step]
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     device: str = "cpu"
 
 
