@@ -24,7 +24,8 @@ from tubelet.backbones.backbone import (
     masks_a_clip,
     per_mask,
 )
-from tubelet.backbones.pooling import PoolingAttention, cut_grid, pooled_grid, resize_relative
+from tubelet.backbones.depthwise import pooled_grid
+from tubelet.backbones.pooling import PoolingAttention, cut_grid, resize_relative
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid, Masks, Patch, Tokens
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet.backbones.depthwise import Pooling, pooled, pooled_grid
 from tubelet.backbones.layers import NORM_EPS
 from tubelet.shapes import Grid
 
@@ -44,10 +43,7 @@ class PoolingAttention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         """[B,1+n,D] over `grid` -> [B,1+n',D'] over the pooled grid."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q = self._pooled("q", q, grid, self.stride_q)
-        k = self._pooled("k", k, grid, self.stride_kv)
-        v = self._pooled("v", v, grid, self.stride_kv)
+        q, k, v = self._pooled(self.qkv(x), grid)
         few, many = pooled_grid(grid, self.stride_q), pooled_grid(grid, self.stride_kv)
         # The logits of an axis depend on the key by its place along it alone: they join the fused
         # kernel as more dimensions, of the query its logits, of the key where it is, as one-hot.
@@ -60,16 +56,16 @@ class PoolingAttention(nn.Module):
         out = torch.cat([out[:, :, :1], out[:, :, 1:] + q[:, :, 1:]], 2)
         return self.proj(out.transpose(1, 2).flatten(2))
 
-    def _pooled(self, name: str, x: Tensor, grid: Grid, stride: int) -> Tensor:
-        """[B,heads,1+n,d] -> [B,heads,1+n',d]: convolved where there are places, then normed."""
-        pool, norm = self.get_submodule(f"pool_{name}"), self.get_submodule(f"norm_{name}")
-        volume = x[:, :, 1:].flatten(0, 1).transpose(1, 2).unflatten(2, tuple(grid))
-        weight: Any = pool.weight
-        volume = F.conv3d(
-            volume, weight, stride=(1, stride, stride), padding=1, groups=volume.shape[1]
-        )
-        places = volume.flatten(2).transpose(1, 2).unflatten(0, x.shape[:2])
-        return norm(torch.cat([x[:, :, :1], places], 2))
+    def _pooled(self, qkv: Tensor, grid: Grid) -> list[Tensor]:
+        """[B,1+n,3*D] -> queries, keys and values [B,heads,1+n',d], convolved and normed."""
+        strides = {"q": self.stride_q, "k": self.stride_kv, "v": self.stride_kv}
+        poolings = [
+            Pooling(self.get_parameter(f"pool_{name}.weight"), stride)
+            for name, stride in strides.items()
+        ]
+        parts = zip(strides, pooled(qkv, grid, poolings), strict=True)
+        heads = {name: part.unflatten(-1, (self.heads, -1)) for name, part in parts}
+        return [self.get_submodule(f"norm_{n}")(x).transpose(1, 2) for n, x in heads.items()]
 
     def _relative(self, q: Tensor, few: Grid, many: Grid) -> Tensor:
         """q [B,heads,1+n,d] over `few` -> [B,heads,1+n,t+h+w]: its logits by place along each axis
@@ -113,11 +109,6 @@ def places_of(grid: Grid, device: torch.device, dtype: torch.dtype) -> Tensor:
         for one, shape in zip(axes, ((t, 1, 1), (1, h, 1), (1, 1, w)), strict=True)
     )
     return F.pad(torch.cat([slot, row, column], -1).flatten(0, 2), (0, 0, 1, 0))
-
-
-def pooled_grid(grid: Grid, stride: int) -> Grid:
-    """The grid after a convolution of 3x3x3 with this stride over rows and columns, and padding."""
-    return Grid(grid.t, -(-grid.h // stride), -(-grid.w // stride))
 
 
 def cut_grid(grid: Grid, stride: int) -> Grid:
