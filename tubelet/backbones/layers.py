@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tubelet.backbones.attention import attend
+
 NORM_EPS = 1e-6  # every published model of this family states it
 
 
@@ -105,7 +107,7 @@ class Attention(nn.Module):
             queries = F.linear(x[:, -last:], weight[:dim], bias[:dim])
             parts = (queries, *F.linear(x, weight[dim:], bias[dim:]).chunk(2, -1))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 def hidden_of(dim: int, ratio: float) -> int:
