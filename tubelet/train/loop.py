@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from tubelet import choices
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch
 from tubelet.train import checkpoint, folder, parallel
@@ -76,7 +77,7 @@ def fit(
         if run.step >= derived.total_steps:
             logger.warning("The run in %s has done its %d updates.", out, run.step)
             return
-        with log:
+        with log, run.choosing():
             _loop(run, log, iter(batches(run.step)))
     finally:
         task.model = run.model
@@ -138,6 +139,7 @@ class _Run:
     skipped: int = 0  # of them not applied
     last_skipped: int = -1
     in_a_row: int = 0  # skipped ones that end with `last_skipped`
+    choices: dict[str, str] = field(default_factory=dict[str, str])  # see `tubelet.choices`
 
     def prepare(self, newest: Path | None) -> None:
         """Wraps the model, makes what is built on its parameters, and takes the checkpoint."""
@@ -179,6 +181,7 @@ class _Run:
         self.step = state["step"]
         self.skipped = state["skipped"]
         self.last_skipped, self.in_a_row = state["last_skipped"], state["in_a_row"]
+        self.choices = state.get("choices", {})  # 0.1.0 made none
 
     def save(self) -> None:
         """Writes a checkpoint; all processes together."""
@@ -189,6 +192,7 @@ class _Run:
             "skipped": self.skipped,
             "last_skipped": self.last_skipped,
             "in_a_row": self.in_a_row,
+            "choices": self.choices,
         }
         keep = self.config.keep_checkpoints
         parallel.on_main(
@@ -213,6 +217,10 @@ class _Run:
             # A forward uses each weight once, so kept copies would serve nothing: of a giant, 2 GB.
             return torch.autocast(self.place.device.type, torch.bfloat16, cache_enabled=False)
         return nullcontext()
+
+    def choosing(self) -> AbstractContextManager[None]:
+        """Ways are measured within; not by several processes, which might not choose the same."""
+        return choices.kept(self.choices) if self.place.world == 1 else nullcontext()
 
     def reseed(self, step: int) -> None:
         """So that also a task that draws from torch's generator is the same after a resumption."""
