@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 SIDE = 2048  # of the matrices whose product is the machine's rate
+FORGET = Path("/proc/self/clear_refs")
 LIBRARIES = ("tubelet", "torch", "numpy", "av", "pillow", "transformers")
 
 
@@ -66,12 +67,17 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def counts_peak(device: str = "cpu") -> bool:
+    """Whether the most memory in use is known: of a process, Linux alone tells it."""
+    return device.startswith("cuda") or FORGET.exists()
+
+
 def forget_peak(device: str = "cpu") -> None:
     """From here on `peak_gib` counts anew."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak of resident memory
+        FORGET.write_text("5")  # proc(5): the peak of resident memory
 
 
 def peak_gib(device: str = "cpu") -> float:
