@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tubelet.data import frames
+from tubelet.data.info import DecodeError, VideoInfo
 from tubelet.data.pictures import IMAGES, Picture
-from tubelet.data.reader import DecodeError, Reader, VideoInfo
+from tubelet.data.reader import Reader
 from tubelet.data.yuv import FORMATS, YuvClip
 from tubelet.errors import TubeletError
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from tubelet.data.info import DecodeError, VideoInfo
 from tubelet.data.pictures import picture_size, read_picture
-from tubelet.data.reader import DecodeError, VideoInfo
 from tubelet.errors import TubeletError
 
 RANGE = r"\[\d+:\d+(?:@\d+(?:\.\d+)?)?\]"

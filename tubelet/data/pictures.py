@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from tubelet.data.reader import DecodeError, VideoInfo
+from tubelet.data.info import DecodeError, VideoInfo
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 # What Pillow raises for files that are damaged, no picture, or so large that they may be an attack.

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any, cast
 
 import av
@@ -25,39 +25,13 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from tubelet.data.info import DecodeError, VideoInfo, why_not_open
 from tubelet.data.packets import NO_TIME, Index, counted, say, scan
-from tubelet.errors import TubeletError
 
 # Codecs whose frames marked as non-reference are needed by no other frame at all. (In HEVC they
 # may still serve a higher temporal layer.)
 _SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
 _SEEK_PAYS_PACKETS = 8  # a seek costs about as much as decoding a few packets
-
-
-class DecodeError(TubeletError):
-    """A file that cannot be read as a video, or a frame of it; `.path` and `.reason` say which."""
-
-    def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)  # both, so that it can be pickled on its way from a worker
-        self.path = path
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"Cannot decode {self.path}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file holds. `frames` is exact; `fps` is the average; the size is as shown."""
-
-    frames: int
-    fps: float  # an image: 1.0
-    duration_seconds: float  # frames / fps
-    height: int  # pixels, after rotation
-    width: int
-    codec: str
-    pixel_format: str
-    rotation: int  # degrees counter-clockwise that show it upright: 0, 90, 180 or 270
 
 
 class Reader:
@@ -176,7 +150,7 @@ class Reader:
                 f"file:{self.path}", options={"protocol_whitelist": "file"}
             )
         except (FFmpegError, OSError) as error:
-            raise DecodeError(self.path, _why_not_open(self.path, error)) from error
+            raise DecodeError(self.path, why_not_open(self.path, error)) from error
         try:
             self._stream = self._choose()
         except DecodeError:
@@ -340,7 +314,7 @@ class Reader:
         if not found.size or index.keys[found[0]] > place:
             return False
         self._at = int(index.keys[found[0]])
-        self._packets = _chain(first, self._packets)
+        self._packets = chain([first], self._packets)
         return True
 
     def _feed(self) -> bool:
@@ -411,23 +385,8 @@ class Reader:
         return np.rot90(cast(NDArray[np.uint8], rgb.to_ndarray()), self.info.rotation // 90)
 
 
-def _why_not_open(path: str, error: Exception) -> str:
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if head.startswith((b"ffconcat", b"#EXTM3U")):
-        return "it is a list of other files, and a video was expected."
-    if head[4:8] == b"ftyp":
-        return f"the file is cut off or damaged: its index is missing ({say(error)})."
-    return f"it is no video that FFmpeg knows ({say(error)})."
-
-
 def _seconds(pts: NDArray[np.int64], time_base: float) -> NDArray[np.float64]:
     """Seconds after the first frame; all 0 where the file does not say."""
     if pts.min() == NO_TIME or (np.diff(pts) <= 0).any():
         return np.zeros(len(pts))
     return (pts - pts[0]) * time_base
-
-
-def _chain(first: Packet[Any], rest: Iterator[Packet[Any]]) -> Iterator[Packet[Any]]:
-    yield first
-    yield from rest

@@ -26,8 +26,9 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 
 from tubelet.data.decode import look
+from tubelet.data.info import DecodeError
 from tubelet.data.packets import say
-from tubelet.data.reader import DecodeError, Reader
+from tubelet.data.reader import Reader
 from tubelet.errors import TubeletError
 
 # Three frames between two others, to which no frame refers: a loader that takes every fourth frame
