@@ -76,7 +76,6 @@ def _case(name: str, precision: Precision, quick: bool) -> Case:
         views=clips * k,
         together=f"mvd-{size}-{precision}",
         turns=TURNS,
-        wants_bf16=bf16,
     )
 
 

@@ -26,6 +26,7 @@ from tubelet.train.optim import Updater
 from tubelet.train.parallel import Place
 
 RATE, DECAY, BETAS = 1e-4, 0.05, (0.9, 0.95)
+ROWS = 4  # of a run: each holds a model, its moments and what a step keeps, all at once
 EQUAL = {"float32": 1e-5, "bf16": 2e-2}  # relative difference of two losses that are one
 Progress = Callable[[int, int], None]
 
@@ -52,28 +53,37 @@ class Case:
     against: Mapping[str, Peer]
     shape: str  # "4x3x16x224x224"
     views: int = 1
-    together: str = ""  # cases that share rows, by name, have one such name: they are one run
+    together: str = ""  # cases that share rows, by name, have one such name, and follow each other
     turns: int = 7
-    wants_bf16: bool = False  # compares bf16: says nothing where a processor only emulates it
+
+
+def without_bars(case: Case) -> Case:
+    """The case as it is run in small, where nothing is to be reached."""
+    against = {
+        name: replace(peer, bar=None, bar_memory=None) for name, peer in case.against.items()
+    }
+    return replace(case, against=against)
 
 
 def runs_of(cases: Sequence[Case]) -> list[list[Case]]:
-    """The cases by the run that they are measured in."""
-    found: dict[str, list[Case]] = {}
+    """The cases by the run that they are measured in: those that go together, as long as their rows
+    are at most `ROWS`."""
+    found: list[list[Case]] = []
     for case in cases:
-        found.setdefault(case.together or case.name, []).append(case)
-    return list(found.values())
+        last = found[-1] if found else []
+        near = last and case.together and last[-1].together == case.together
+        if near and len(rows_of([*last, case])) <= ROWS:
+            last.append(case)
+        else:
+            found.append([case])
+    return found
 
 
-def run_case(
-    case: Case,
-    *,
-    turns: int | None = None,
-    threads: int = 0,
-    progress: Progress | None = None,
-) -> list[Record]:
-    """The records of a case, one for each peer; see `run_cases`."""
-    return run_cases([case], turns=turns, threads=threads, progress=progress)
+def rows_of(cases: Sequence[Case]) -> list[Row]:
+    """The rows of a run; those of one name are one."""
+    every = [row for case in cases for row in case.ours]
+    every += [row for case in cases for peer in case.against.values() for row in peer.rows]
+    return list({row.name: row for row in every}.values())
 
 
 def run_cases(
@@ -95,11 +105,8 @@ def run_cases(
                     f"{case.name} is compared with {against!r}, which needs {peer.needs}: "
                     "pip install 'tubelet[hf]'."
                 )
-    every = [row for case in cases for row in case.ours]
-    every += [row for case in cases for peer in case.against.values() for row in peer.rows]
-    rows = list({row.name: row for row in every}.values())
     turns = turns or max(case.turns for case in cases)
-    took = in_turns(rows, turns=turns, threads=threads, progress=progress)
+    took = in_turns(rows_of(cases), turns=turns, threads=threads, progress=progress)
     return [record for case in cases for record in records_of(case, took)]
 
 
@@ -175,9 +182,10 @@ def batch_of(run: Pretraining, clips: int) -> Batch:
     )
 
 
-def our_step(task: Pretrain, batch: Batch, *, bf16: bool) -> Step:
+def our_step(task: Pretrain, batch: Batch, *, bf16: bool, keep_freed: bool = True) -> Step:
     """An update as the loop makes it: from uint8, fused AdamW, freed memory kept -> mean loss."""
-    allocator.keep_freed()
+    if keep_freed:
+        allocator.keep_freed()
     task.model.train()
     place = Place(torch.device("cpu"))
     updater = Updater(task.model, place, weight_decay=DECAY, betas=BETAS)
