@@ -92,3 +92,21 @@ def test_little_space_is_noted(monkeypatch):
     assert found["disk"] == "note"
     assert found["shared memory"] in ("note", "ok")
     assert doctor().ok
+
+
+@pytest.mark.parametrize(("low", "fix"), [(3e11, "--precision bf16"), (1.1e11, ""), (2e10, "")])
+def test_it_says_whether_bf16_pays(monkeypatch, low, fix):
+    rates = {torch.float32: 1e11, torch.bfloat16: low}
+    monkeypatch.setattr(module, "_products_rate", rates.__getitem__)
+    (finding,) = [f for f in doctor().findings if f.name == "products"]
+    assert finding.state == "ok" and finding.fix == fix
+    assert f"100 GFLOP/s in float32 and {low / 1e9:.0f} in bf16" in finding.detail
+    assert ("bf16 is 3.0x" in finding.detail) == bool(fix)
+    assert ("does not pay" in finding.detail) != bool(fix)
+
+
+def test_rates_of_products_are_of_the_quickest(monkeypatch):
+    """Of products that took 0.5, 0.2 and 0.25 s."""
+    times = iter([0, 0, 0.5, 0.5, 0.7, 0.1, 0.7, 0.95, 1])
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(times))
+    assert module._products_rate(torch.float32) == pytest.approx(2 * 1024**3 / 0.2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from threading import Lock
+from threading import RLock
 from time import perf_counter
 
 Ways = Mapping[str, Callable[[], object]]  # name -> does the work once
@@ -19,7 +19,7 @@ GAIN = (
     0.95  # of the first one's time: what another way has to stay below, so that noise chooses less
 )
 
-_lock = Lock()  # one measurement at a time, also where several threads ask
+_lock = RLock()  # one measurement at a time, also where several threads ask
 _kept: list[dict[str, str]] = []  # the innermost block's is the last
 
 

@@ -40,6 +40,9 @@ EXTRAS = {
 }
 SMALL_SHM_GIB = 1.0  # batches on their way from the workers lie there
 SMALL_DISK_GIB = 5.0
+SIDE = 1024  # of the matrices whose products are timed
+PRODUCTS_SECONDS = 0.15  # for each kind of number
+PAYS = 1.2  # bf16 costs casts: products that are so little quicker do not make up for them
 COLOURS: dict[State, str] = {"ok": "green", "note": "yellow", "missing": "yellow", "broken": "red"}
 
 
@@ -83,7 +86,7 @@ def doctor() -> Report:
     """Looks at Python, torch, devices, decoders, extras, memory and disk; decodes a test video."""
     findings = [_tubelet(), _python(), *_torch(), _ffmpeg(), *_decoders(), self_test()]
     findings += [_extra(name) for name in EXTRAS]
-    findings += [_freed_memory(), _shared_memory(), _disk()]
+    findings += [_products(), _freed_memory(), _shared_memory(), _disk()]
     return Report(tuple(findings))
 
 
@@ -189,6 +192,27 @@ def _extra(name: str) -> Finding:
         detail = f"{purpose}: no {', '.join(missing)}"
         return Finding(f"extra {name}", "missing", detail, f"pip install 'tubelet[{name}]'")
     return Finding(f"extra {name}", "ok", purpose)
+
+
+def _products() -> Finding:
+    """A step is products of matrices for the most part: their rates say whether bf16 pays."""
+    full, low = (_products_rate(kind) for kind in (torch.float32, torch.bfloat16))
+    detail = f"{full / 1e9:.0f} GFLOP/s in float32 and {low / 1e9:.0f} in bf16, on the CPU: "
+    if low < PAYS * full:
+        return Finding("products", "ok", detail + "--precision bf16 does not pay there")
+    return Finding("products", "ok", detail + f"bf16 is {low / full:.1f}x", "--precision bf16")
+
+
+def _products_rate(kind: torch.dtype) -> float:
+    """Operations a second of a product of square matrices, now: the best of a few."""
+    a, b = (torch.ones(SIDE, SIDE, dtype=kind) for _ in range(2))
+    seconds: list[float] = []
+    began = time.perf_counter()
+    while len(seconds) < 2 or time.perf_counter() - began < PRODUCTS_SECONDS:
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2 * SIDE**3 / min(seconds)
 
 
 def _freed_memory() -> Finding:
