@@ -1,17 +1,12 @@
-"""Records of comparisons, and the file that holds them."""
+"""Records of comparisons."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from tubelet.bench import machine
 from tubelet.bench.turns import Took
-from tubelet.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,14 @@ class Record:
         if self.bar is None and self.bar_memory is None:
             return None
         quick = self.bar is None or self.ratio_time >= self.bar
-        small = self.bar_memory is None or (self.ratio_memory or 0) <= self.bar_memory
-        return quick and small
+        return quick and self.small
+
+    @property
+    def small(self) -> bool:
+        """Whether the bar of memory is reached, where there is one and memory is known."""
+        if self.bar_memory is None or self.ratio_memory is None:
+            return True
+        return self.ratio_memory <= self.bar_memory
 
 
 def compared(
@@ -67,6 +68,7 @@ def compared(
     """The record of two rows of one run. `views` (ours, theirs): what a step of each is divided by,
     where one step learns from several views of a clip."""
     own, other = views
+    peaks = (ours.peak_gib, theirs.peak_gib)
     ratios = [b / other / (a / own) for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
     return Record(
         name=name,
@@ -74,7 +76,7 @@ def compared(
         ratio_time=median(ratios),
         precision=precision,
         shape=shape,
-        ratio_memory=ours.peak_gib / theirs.peak_gib,
+        ratio_memory=peaks[0] / peaks[1] if peaks[0] and peaks[1] else None,
         mfu=median(ours.shares),
         mfu_against=median(theirs.shares),
         bar=bar,
@@ -82,19 +84,11 @@ def compared(
         spread=(min(ratios), max(ratios)),
         seconds=median(ours.seconds) / own,
         seconds_against=median(theirs.seconds) / other,
-        peak_gib=ours.peak_gib,
-        peak_gib_against=theirs.peak_gib,
+        peak_gib=peaks[0],
+        peak_gib_against=peaks[1],
         flops=ours.flops,
         flops_against=theirs.flops,
         loss=ours.value,
         loss_against=theirs.value,
         note=note,
     )
-
-
-def write(path: Path, records: Sequence[Record], more: dict[str, Any] | None = None) -> None:
-    """All records with the machine and the date, as JSON. `more`: further parts of the file."""
-    rows = [{**asdict(record), "met": record.met} for record in records]
-    text = json.dumps({"about": machine.about(), "records": rows, **(more or {})}, indent=1) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, lambda begun: begun.write_text(text, encoding="utf-8"))

@@ -44,7 +44,7 @@ class Took:
     seconds: tuple[float, ...]
     rates: tuple[float, ...]  # operations a second of a large product, after each turn
     flops: int  # of a step, counted; attention included
-    peak_gib: float  # of a step, after two
+    peak_gib: float | None  # of a step, after two; None where the system does not tell
     value: float
 
     @property
@@ -125,15 +125,17 @@ def _work(row: Row, threads: int, pipe: Any) -> None:
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             value = step()
         step()
-        machine.forget_peak(row.device)
+        counted = machine.counts_peak(row.device)
+        if counted:
+            machine.forget_peak(row.device)
         pipe.send(value)
-        peak = 0.0
+        peak = None
         while pipe.recv():
             began = time.perf_counter()
             step()
             machine.wait(row.device)
             took = time.perf_counter() - began
-            peak = machine.peak_gib(row.device)
+            peak = machine.peak_gib(row.device) if counted else None
             pipe.send((took, machine.rate(KINDS[row.precision], row.device)))
         pipe.send((counter.get_total_flops(), peak))
     except Exception:  # noqa: BLE001  (any: the parent says it)

@@ -6,14 +6,15 @@ same weights. Theirs begin with clips that are float and normalised already; our
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 
 from tubelet.backbones.vit import ViTShape
 from tubelet.bench.plain.videomae import Plain, huggingface
-from tubelet.bench.steps import Case, Peer, batch_of, our_step, their_step
+from tubelet.bench.steps import Case, Peer, batch_of, our_step, their_step, without_bars
 from tubelet.bench.turns import Precision, Row, Step
 from tubelet.decoders import DecoderShape
 from tubelet.methods import videomae, videomae_v2
@@ -21,73 +22,73 @@ from tubelet.methods.run import Pretraining, changed
 from tubelet.methods.videomae import VideoMAE
 from tubelet.tasks.pretrain import Pretrain
 
+Made = Literal["hf", "plain"]
 CLIPS = 4
-SINGLE_TIME = 0.75  # of a VideoMAE step, that V2's may take (arXiv 2303.16727, table 1)
+DUAL_TIME = 0.75  # of a VideoMAE step, that V2's may take (arXiv 2303.16727, table 1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a run."""
+
+    run: VideoMAE
+    clips: int
+
+    def ours(self, precision: Precision, name: str = "ours") -> Row:
+        make = partial(ours, self.run, self.clips, precision)
+        return Row(f"{name}-{precision}", make, precision)
+
+    def best(self, name: str = "ours") -> tuple[Row, ...]:
+        return (self.ours("float32", name), self.ours("bf16", name))
+
+    def theirs(self, made: Made, precision: Precision) -> tuple[Row, ...]:
+        make = partial(theirs, made, self.run, self.clips, precision)
+        return (Row(f"{made}-{precision}", make, precision),)
 
 
 def cases(quick: bool = False) -> list[Case]:
     """The cases of VideoMAE and V2, with their bars; `quick`: in small, without."""
-    base, small, dual = videomae.base_k400, videomae.small_k400, videomae_v2.base_hybrid
-    clips = CLIPS
-    if quick:
-        base, small, dual = (in_small(run) for run in (base, small, dual))
-        clips = 2
-    spec = base.clip
-    shape = f"{clips}x{spec.in_chans}x{spec.num_frames}x{spec.size[0]}x{spec.size[1]}"
+    runs: list[VideoMAE] = [videomae.small_k400, videomae.base_k400, videomae_v2.base_hybrid]
+    clips = 2 if quick else CLIPS
+    small, base, dual = (Rows(in_small(run) if quick else run, clips) for run in runs)
+    spec = base.run.clip
+    shape = "x".join(map(str, (clips, spec.in_chans, spec.num_frames, *spec.size)))
 
-    def row(name: str, made: str, run: Pretraining, precision: Precision) -> Row:
-        make = ours if made == "ours" else partial(theirs, made)
-        return Row(name, partial(make, run, clips, precision), precision)
+    def hf(precision: Precision, bar: float, bar_memory: float | None = None) -> Peer:
+        return Peer(base.theirs("hf", precision), bar, bar_memory, needs="transformers")
 
-    def hf(precision: Precision) -> Row:
-        return row(f"hf-{precision}", "hf", base, precision)
-
-    def plain(precision: Precision, run: Pretraining = base) -> Row:
-        return row(f"plain-{precision}", "plain", run, precision)
-
-    def best(name: str, run: Pretraining) -> tuple[Row, ...]:
-        return tuple(row(f"{name}-{p}", "ours", run, p) for p in ("float32", "bf16"))
-
-    def bar(value: float) -> float | None:
-        return None if quick else value
-
-    return [
+    single = Peer(base.best(), 1 / DUAL_TIME, same_loss=False)
+    found = [
         Case(
-            "videomae-b-f32",
-            (row("ours-float32", "ours", base, "float32"),),
-            {
-                "hf": Peer((hf("float32"),), bar(1.2), bar(0.85), needs="transformers"),
-                "plain": Peer((plain("float32"),), bar(1.7)),
-            },
+            "videomae-s-f32",
+            (small.ours("float32"),),
+            {"plain": Peer(small.theirs("plain", "float32"), 2.0)},
             shape,
         ),
         Case(
-            "videomae-s-f32",
-            (row("ours-float32", "ours", small, "float32"),),
-            {"plain": Peer((plain("float32", small),), bar(2.0))},
+            "videomae-b-f32",
+            (base.ours("float32"),),
+            {"hf": hf("float32", 1.2, 0.85), "plain": Peer(base.theirs("plain", "float32"), 1.7)},
             shape,
+            together="videomae-b",
         ),
         Case(
             "videomae-b-best",
-            best("ours", base),
+            base.best(),
             {
-                "hf-f32": Peer((hf("float32"),), bar(2.4), needs="transformers"),
-                "hf-bf16": Peer((hf("bf16"),), bar(1.45), needs="transformers"),
-                "plain-bf16": Peer((plain("bf16"),), bar(1.9)),
+                "hf-f32": hf("float32", 2.4),
+                "hf-bf16": hf("bf16", 1.45),
+                "plain-bf16": Peer(base.theirs("plain", "bf16"), 1.9),
             },
             shape,
+            together="videomae-b",
         ),
         Case(
-            "videomae-v2-b-best",
-            best("v2", dual),
-            {
-                "videomae-b-best": Peer(
-                    best("videomae", base), bar(1 / SINGLE_TIME), same_loss=False
-                )
-            },
-            shape,
+            *("videomae-v2-b-best", dual.best("v2"), {"videomae-b-best": single}, shape),
+            together="videomae-b",
         ),
     ]
+    return [without_bars(case) for case in found] if quick else found
 
 
 def in_small(run: VideoMAE) -> VideoMAE:
@@ -103,7 +104,7 @@ def ours(run: Pretraining, clips: int, precision: Precision) -> Step:
     return our_step(Pretrain(run.model()), batch_of(run, clips), bf16=precision == "bf16")
 
 
-def theirs(made: str, run: VideoMAE, clips: int, precision: Precision) -> Step:
+def theirs(made: Made, run: VideoMAE, clips: int, precision: Precision) -> Step:
     """The step of Hugging Face's model ("hf") or of the published formulation ("plain")."""
     torch.manual_seed(0)
     model = run.model()

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tubelet.cli.benching import bench
 from tubelet.cli.checkpoints import convert, inspect
 from tubelet.cli.data import check, demo, doctor, merge_labels, prepare, toy
 from tubelet.cli.embedding import embed
@@ -109,6 +110,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "inspect": inspect,
     "merge-labels": merge_labels,
     "toy": toy,
+    "bench": bench,
     "list": list_runs,
     "doctor": doctor,
 }

@@ -1,5 +1,6 @@
 """What the commands do, as functions: pretrain, finetune, evaluate, predict, ..."""
 
+from tubelet.bench.run import bench, bench_all
 from tubelet.data.prepare.job import prepare
 from tubelet.data.prepare.reencode import Settings as PrepareSettings
 from tubelet.verbs.comparing import compared, compared_clip, similarity
@@ -16,6 +17,8 @@ from tubelet.verbs.using import evaluate, masked_model, predict, reconstruct, ru
 __all__ = [
     "MergeConfig",
     "PrepareSettings",
+    "bench",
+    "bench_all",
     "cache",
     "classifier_of",
     "compared",
