@@ -21,7 +21,6 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int):
         super().__init__()
         self.heads, self.scale = heads, (dim // heads) ** -0.5
-        self.fused = False
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(dim)) for _ in range(2))
         self.proj = nn.Linear(dim, dim)
@@ -30,9 +29,6 @@ class Attention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-        if self.fused:
-            attended = F.scaled_dot_product_attention(q, k, v)
-            return self.proj(attended.transpose(1, 2).flatten(2))
         shares = ((q * self.scale) @ k.transpose(-2, -1)).softmax(-1)
         return self.proj((shares @ v).transpose(1, 2).flatten(2))
 
