@@ -4,9 +4,7 @@ Of golden/maskfeat_pretrain only `io.safetensors` is here, whole: the network th
 its numbers needs another backbone. Without a config.json it is no case of tests/parity.
 """
 
-import importlib
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -231,31 +229,3 @@ def test_without_bins_there_is_no_histogram(bins: int) -> None:
 def test_there_is_no_luma_of_one_channel() -> None:
     with pytest.raises(TubeletError, match=r"of 3 colours .* have 1: choose colour=\"rgb\""):
         Hog(Patch(2, 16, 16), 1, colour="grey")
-
-
-def test_the_benchmark_runs_and_its_plain_rows_are_the_published_numbers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    speed = importlib.import_module("hog_speed")
-    io = load_file(GOLDEN)
-    for row in (speed.plain, speed.into_cells):
-        differ = (row(io["clip"]) - io["hog_map"]).abs().amax(3)
-        assert (differ > TOLERANCE * io["hog_map"].abs().max()).float().mean() <= AT_EDGES
-    options = ["--clips", "1", "--frames", "4", "--size", "32", "--repetitions", "2"]
-    found = speed.main(options)
-    assert [each["row"] for each in found] == ["plain", "plain, into cells", "ours"]
-    assert all(each["differ"] <= AT_EDGES and each["ms"] > 0 for each in found)
-    assert found[0]["ratios"]["plain"] == [1.0, 1.0]
-    said = capsys.readouterr().out
-    assert (
-        re.search(r"cpu, float32, \d+ threads, .* 1 clips of 4x32x32", said) and "bar 2.0" in said
-    )
-
-
-def test_the_benchmark_ends_where_the_numbers_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    speed = importlib.import_module("hog_speed")
-    monkeypatch.setattr(speed, "into_cells", lambda clip: speed.plain(clip.transpose(3, 4)))
-    with pytest.raises(SystemExit, match=r"Other numbers .*: plain, into cells"):
-        speed.main(["--clips", "1", "--frames", "2", "--size", "32", "--repetitions", "1"])

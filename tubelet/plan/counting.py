@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -168,8 +169,15 @@ def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
+def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """As much as forward for the gradient of the input, and for that of the kernel. The counter's own
+    formula takes a depthwise kernel for a dense one."""
+    return 2 * prod(grad) * prod(weight[1:]) * sum(rest[-1][:2])
+
+
 _aten: Any = torch.ops.aten
-ATTENTION = {  # which torch's counter does not know
+ATTENTION = {  # and convolutions: what the counter of torch does not know, or not right
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _aten.convolution_backward: _convolution_backward,
 }
