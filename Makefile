@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 OUT ?= runs/demo
 SHORT := --image-steps 20 --video-steps 20 --student-steps 20 --train 640 --labelled 320 --val 80 --test 160
 
-.PHONY: setup demo test test-slow check format wheel clean
+.PHONY: setup demo test test-slow performance check format wheel clean
 
 setup: $(READY)
 
@@ -23,6 +23,10 @@ test: $(READY)  ## the tests, with line coverage
 
 test-slow: $(READY)  ## what takes minutes: training to a score, kill and resume at full size
 	$(BIN)/python -m pytest -m slow
+
+performance: $(READY)  ## docs/performance.*: how fast it is here, beside others; leave the machine alone meanwhile
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf]'
+	$(BIN)/tubelet bench all --out docs
 
 check: $(READY)  ## lint, format and types
 	$(BIN)/ruff check .
