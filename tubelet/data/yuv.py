@@ -66,9 +66,9 @@ class YuvClip:
         # All frames below one another: one conversion, which takes no pixel from another row.
         small = _empty(first, first.format.name, box[2], box[3])
         tall = _empty(first, resized, height * len(used), width)
-        reformatter, tall_planes = VideoReformatter(), _planes(tall)
+        reformatter, small_planes, tall_planes = VideoReformatter(), _planes(small), _planes(tall)
         for row, number in enumerate(used):
-            _cut(self._frames[number], box, small)
+            _cut(self._frames[number], box, small_planes)
             frame = reformatter.reformat(
                 small, width, height, resized, interpolation=interpolation.upper(), threads=1
             )
@@ -98,12 +98,12 @@ def _planes(frame: VideoFrame) -> list[Pixels]:
     ]
 
 
-def _cut(frame: VideoFrame, box: tuple[int, int, int, int], out: VideoFrame) -> None:
-    """Copies a box into `out`. At an odd edge the colour lies between two stored rows or columns:
-    their mean."""
+def _cut(frame: VideoFrame, box: tuple[int, int, int, int], out: Sequence[Pixels]) -> None:
+    """Copies a box into the planes `out`. At an odd edge the colour lies between two stored rows or
+    columns: their mean."""
     top, left, _, _ = box
     down, across = _COLOUR[frame.format.name]
-    for number, (plane, small) in enumerate(zip(_planes(frame), _planes(out), strict=True)):
+    for number, (plane, small) in enumerate(zip(_planes(frame), out, strict=True)):
         y, x = (down, across) if number else (0, 0)
         rows = _rows(plane, top >> y, small.shape[0], bool(top & y), up=True)
         small[:] = _rows(rows.T, left >> x, small.shape[1], bool(left & x), up=False).T
