@@ -25,7 +25,6 @@ test-slow: $(READY)  ## what takes minutes: training to a score, kill and resume
 	$(BIN)/python -m pytest -m slow
 
 performance: $(READY)  ## docs/performance.*: how fast it is here, beside others; leave the machine alone meanwhile
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[hf]'
 	$(BIN)/tubelet bench all --out docs
 
 check: $(READY)  ## lint, format and types
