@@ -5,7 +5,6 @@ See `opening` for how a file is opened, and `pickles` for what it may ask.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -135,8 +134,6 @@ def _settings_of(found: Mapping[Any, Any]) -> dict[str, Any]:
         told.pop(name, None)
         if isinstance(inner, Namespace):
             inner = getattr(inner, "values", {})
-        elif isinstance(inner, argparse.Namespace):
-            inner = vars(inner)
         elif isinstance(inner, str):
             inner = read_cfg(inner)
         if isinstance(inner, Mapping):
