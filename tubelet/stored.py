@@ -293,17 +293,17 @@ def fill(model: VideoModel, found: Found, told: Told, source: str | Path) -> Non
             f"{source}: leave it out."
         )
     allowed = [name for name in missing if name.startswith(told.allow_missing)]
-    if told.allow_missing and allowed:
-        found.report.missing += allowed
-        weights |= {name: own[name] for name in allowed}
-    _check_whole(model, weights, source)
+    found.report.missing += allowed
+    weights |= {name: own[name] for name in allowed}
+    _check_whole(model, weights, [name for name in missing if name not in allowed], source)
     checkpoint.apply_weights(model, weights, source)
 
 
-def _check_whole(model: VideoModel, weights: Mapping[str, Tensor], source: str | Path) -> None:
-    """TubeletError for weights of this very model of which some are missing."""
+def _check_whole(
+    model: VideoModel, weights: Mapping[str, Tensor], lacking: list[str], source: str | Path
+) -> None:
+    """TubeletError for weights of this very model of which some, `lacking`, are missing."""
     own = model.state_dict()
-    lacking = [name for name in own if name not in weights]
     same = all(name in own and value.shape == own[name].shape for name, value in weights.items())
     if lacking and same:
         gone = "; ".join(f"{name} is missing" for name in lacking[:4])
