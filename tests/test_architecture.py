@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "stored": NETWORKS | {"building", "headers", "model", "interop", "methods", "train"},
     "hub": NETWORKS | {"model", "interop", "stored"},
     "zoo": NETWORKS | {"model", "interop", "methods", "stored"},
-    "heads": NETWORKS | {"model", "interop", "stored", "train"},
+    "heads": NETWORKS | {"model", "interop", "stored", "train", "data"},
     "teachers": NETWORKS | {"model", "interop", "stored"},
     "plan": NETWORKS | {"model", "methods", "data", "train", "zoo", "stored"},
     "feature_cache": NETWORKS | {"model", "methods", "data", "train", "teachers"},

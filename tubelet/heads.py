@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from tubelet import stored
+from tubelet.data.labels import numbered
 from tubelet.errors import TubeletError
 from tubelet.interop.found import NOTHING, Found, Told
 from tubelet.interop.report import Resized
@@ -150,11 +151,6 @@ def part(found: Found, head_map: str | Path) -> Found:
             report.resized.append(rows)
     header = found.header | {"outputs": len(kept.rows), "classes": list(kept.classes)}
     return replace(found, header=header, weights=weights, report=report)
-
-
-def numbered(classes: Sequence[str]) -> bool:
-    """Whether classes are named by their numbers alone: "0", "1", ..."""
-    return all(name == str(at) for at, name in enumerate(classes))
 
 
 def _parsed(text: str) -> Any:

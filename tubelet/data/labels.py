@@ -56,6 +56,11 @@ def understand(
     return Labels(kind, classes, [*numbers], tuple(notes))
 
 
+def numbered(classes: Sequence[str]) -> bool:
+    """Whether classes are named by their numbers alone: "0", "1", ..."""
+    return all(name == str(at) for at, name in enumerate(classes))
+
+
 def _infer(rows: Sequence[Row]) -> tuple[Kind, str]:
     labels = [row.label for row in rows]
     given = [label for label in labels if label is not None]
@@ -185,7 +190,7 @@ def _lookup(
             bad.append(Bad(row.line, row.text, f"no class is called {value!r}{hint}"))
     origin = "set by the training list or checkpoint" if fixed else "of this list"
     advice = f"The {len(classes)} classes ({origin}): {_names(classes)}."
-    if fixed and all(name == str(at) for at, name in enumerate(classes)):
+    if fixed and numbered(classes):
         advice += (
             " They have numbers alone: give lists with numbers, or the head its names by `tubelet convert "
             "WEIGHTS NAMED.safetensors --to tubelet --classes NAMES.txt`."

@@ -18,6 +18,7 @@ from tubelet import heads, stored
 from tubelet.backbones import Encoder
 from tubelet.backbones.mvit import MViTShape
 from tubelet.backbones.positions import PositionMode
+from tubelet.data.labels import numbered
 from tubelet.errors import TubeletError
 from tubelet.interop import layouts
 from tubelet.interop.found import NOTHING, Found, Told, Unsaid
@@ -181,7 +182,7 @@ def _name(model: Classifier, classes: Sequence[str] | str | Path) -> None:
             f"{len(names)} names of classes were given ({some(names)}), and the head has "
             f"{model.num_classes} outputs: it is of another set of classes."
         )
-    if card.classes != names and not heads.numbered(card.classes):
+    if card.classes != names and not numbered(card.classes):
         raise TubeletError(
             f"The head has names already ({some(card.classes)}), and others were given "
             f"({some(names)}): leave --classes out."
@@ -301,7 +302,7 @@ def _notes(found: Found, back: Found, out: Path, to: str, say: dict[str, Any]) -
         return notes
     as_folder = LAYOUTS[to].folder is not None
     names = found.header["classes"]
-    if names and not as_folder and not heads.numbered(names):
+    if names and not as_folder and not numbered(names):
         notes.append(f"the names of the {len(names)} classes have no place in the new file")
     lost = _unsaid(found, back)
     if lost and not as_folder:

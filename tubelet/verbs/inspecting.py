@@ -13,7 +13,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from tubelet import heads, stored
+from tubelet import stored
+from tubelet.data.labels import numbered
 from tubelet.errors import TubeletError
 from tubelet.interop import huggingface, layouts
 from tubelet.interop.found import NOTHING, Found, Question, Told, Unsaid
@@ -112,7 +113,7 @@ class Inspection:
     def _rows(self) -> list[tuple[str, str]]:
         frames = "x".join(map(str, self.trained))
         numbers = [f"{name} {count:,}" for name, count in self.parameters.items()]
-        named = not heads.numbered(self.classes)
+        named = not numbered(self.classes)
         shown = some(self.classes, SHOWN) if named else "known by number alone"
         rows = [
             ("what", f"{self.what}{f' ({self.kind})' if self.kind else ''}"),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tubelet import heads
+from tubelet.data.labels import numbered
 from tubelet.data.lists import Source, VideoList, read_list
 from tubelet.data.merge import CLASHES, Clip, Identity, Merged, merge
 from tubelet.data.renames import read_renames
@@ -170,7 +170,7 @@ def _read(
 
 def _check_named(of: str, videos: VideoList) -> None:
     """Refuses classes that are numbers: those of two sets would be taken for the same."""
-    if heads.numbered(videos.classes):
+    if numbered(videos.classes):
         raise TubeletError(
             f"{of}: the labels in {videos.source} are numbers, and sets are merged by the names of "
             f"their classes. Give a file with a name in each line, that of label 0 first: --classes "
