@@ -66,7 +66,7 @@ def machines(done: Sequence[Done]) -> list[str]:
 
 def _machine(about: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    units = "" if about.get("bf16_units", True) else ", without units for bf16"
+    units = ", without units for bf16" if about.get("bf16_units") is False else ""
     return (
         f"{about['processor']} ({about['cores']} cores, {about['threads']} threads{units}), "
         f"{about['system']}, Python {about['python']}, {versions}, {about['date']}"
@@ -144,7 +144,7 @@ COLUMNS: dict[str, Cell] = {
     "bar": lambda r: f"{r.bar:.2f}" if r.bar else "",
     "memory": lambda r: f"{r.ratio_memory:.2f}" if r.ratio_memory else "",
     "its bar": lambda r: f"{r.bar_memory:.2f}" if r.bar_memory else "",
-    "": verdict,
+    "bars": verdict,
     "s, ours / theirs": lambda r: _pair(r.seconds, r.seconds_against),
     "GiB": lambda r: _pair(r.peak_gib, r.peak_gib_against),
     "GFLOP": lambda r: _giga(r.flops, r.flops_against),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from tubelet.bench import machine, report
 from tubelet.bench.kept import Done, Found, about, read, write
@@ -58,7 +59,7 @@ def bench(
     for i, part in enumerate(parts):
         one = part.measure(within(progress, i, len(parts)))
         found = Found(found.records + one.records, found.rows + one.rows)
-    return Done(kind, kind, about(threads), quick, time.perf_counter() - began, found)
+    return Done(kind, kind, _here(threads, quick), quick, time.perf_counter() - began, found)
 
 
 def bench_all(
@@ -78,7 +79,7 @@ def bench_all(
     """
     out = Path(out)
     file = out / "performance.json"
-    here = about(threads)
+    here = _here(threads, quick)
     choice = Choice(quick=quick, emulated=emulated)
     kinds = [kind for kind in KINDS if kind != "memory" or machine.counts_peak()]
     parts = [part for kind in kinds for part in parts_of(kind, choice, None, threads)]
@@ -148,6 +149,11 @@ def all_cases(quick: bool = False) -> list[Case]:
 def _name(run: Sequence[Case]) -> str:
     """Of a run: what is compared in it."""
     return "; ".join(f"{case.name} against {', '.join(case.against)}" for case in run)
+
+
+def _here(threads: int, quick: bool) -> dict[str, Any]:
+    units = None if quick else machine.has_bf16_units()
+    return {**about(threads), "bf16_units": units}
 
 
 def in_float32(case: Case) -> Case | None:

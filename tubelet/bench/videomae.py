@@ -24,6 +24,7 @@ from tubelet.tasks.pretrain import Pretrain
 
 Made = Literal["hf", "plain"]
 CLIPS = 4
+TURNS = 5  # a step takes seconds
 DUAL_TIME = 0.75  # of a VideoMAE step, that V2's may take (arXiv 2303.16727, table 1)
 
 
@@ -71,6 +72,7 @@ def cases(quick: bool = False) -> list[Case]:
             {"hf": hf("float32", 1.2, 0.85), "plain": Peer(base.theirs("plain", "float32"), 1.7)},
             shape,
             together="videomae-b",
+            turns=TURNS,
         ),
         Case(
             "videomae-b-best",
@@ -82,10 +84,12 @@ def cases(quick: bool = False) -> list[Case]:
             },
             shape,
             together="videomae-b",
+            turns=TURNS,
         ),
         Case(
             *("videomae-v2-b-best", dual.best("v2"), {"videomae-b-best": single}, shape),
             together="videomae-b",
+            turns=TURNS,
         ),
     ]
     return [without_bars(case) for case in found] if quick else found

@@ -5,8 +5,9 @@ take turns. A ratio is the other's time through ours, pair by pair, and its medi
 least and the greatest; above 1 ours is quicker. Memory is our peak through theirs, below 1 ours is
 smaller. FLOPs are counted, attention included; the share of rate is that of the machine's rate for a
 product of two 2048x2048 matrices in that precision, measured after each turn. *floor* stands for a bar
-that products alone forbid at that rate: the note says what they allow. A machine that is not quiet
-shows in the range over turns."""
+that products alone forbid at that rate: the note says what they allow. In the picture what met its bar is
+green, what missed it red, *floor* grey, and what has no bar black. A machine that is not quiet shows in the
+range over turns."""
 
 HEADS: dict[str, tuple[str, str]] = {
     "step": (
