@@ -106,7 +106,7 @@ def _measured(one: Setting, threads: int) -> dict[str, Any]:
         "forward_gib": took.value,
         "seconds": took.seconds[0],
         "bar_gib": bar,
-        "met": None if bar is None else took.peak_gib <= bar,
+        "met": took.peak_gib <= bar if bar and took.peak_gib else None,
     }
 
 
