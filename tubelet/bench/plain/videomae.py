@@ -56,7 +56,9 @@ class Plain(nn.Module):
 def huggingface(ours: MaskedModel, run: VideoMAE) -> nn.Module:
     """`VideoMAEForPreTraining` with the weights of our model, as its users make it (fused attention)."""
     from transformers import VideoMAEForPreTraining
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it would be in the way of the benchmark's own
     ours.card = Card(clip=run.clip, run=to_dict(run))
     with tempfile.TemporaryDirectory() as folder:
         layouts.write(stored.found_of(ours), "hf", Path(folder) / "model")
