@@ -171,21 +171,35 @@ class MaskedModel(VideoModel):
         made once per clip, for all its masks. `views`: of the same clips, for targets that want
         one of their own; without it they get the clip.
         """
-        _, k, m = masks.asked.shape
+        # Targets first: what they need meanwhile is free again before activations are kept.
+        targets = self.targets({"clip": clip, **(views or {})}, masks)
         predictions = self.predict(clip, masks, seeds)
         weight = masks.weight.flatten(0, 1)
         terms: dict[str, tuple[Tensor, Tensor]] = {}
         total = torch.zeros((), device=clip.device)
-        for name, branch in self._branches():
-            with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-                target: Any = branch.target
-                view = clip if views is None else views.get(target.view, clip)
-                y = target(view, masks.asked.flatten(1)).unflatten(1, (k, m)).flatten(0, 1)
-            with torch.autocast(clip.device.type, enabled=False):
-                part = (branch.loss(predictions[name], y) * weight).sum()
-            terms[name] = (part, weight.sum())
-            total = total + branch.weight * part
+        with torch.autocast(clip.device.type, enabled=False):
+            for name, branch in self._branches():
+                part = (branch.loss(predictions.pop(name), targets.pop(name)) * weight).sum()
+                terms[name] = (part, weight.sum())
+                total = total + branch.weight * part
         return {"loss": (total, weight.sum()), **terms}
+
+    @torch.no_grad()
+    def targets(self, views: Mapping[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+        """views [B,...], "clip" among them -> what each branch is to predict: {name: [B*k,M,P]}.
+
+        Made once per clip, for all its masks; a target that wants a view that is not there gets the
+        clip. In float32 whatever the precision of the rest.
+        """
+        _, k, m = masks.asked.shape
+        made: dict[str, Tensor] = {}
+        for name, branch in self._branches():
+            target: Any = branch.target
+            view = views.get(target.view, views["clip"])
+            with torch.autocast(view.device.type, enabled=False):
+                y = target(view, masks.asked.flatten(1))
+            made[name] = y.unflatten(1, (k, m)).flatten(0, 1)
+        return made
 
     def predict(self, clip: Tensor, masks: Masks, seeds: Tensor | None = None) -> dict[str, Tensor]:
         """clip -> what each branch predicts at the asked positions: {name: [B*k,M,P]}."""

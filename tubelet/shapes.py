@@ -205,5 +205,6 @@ def unpatchify(patches: Tensor, grid: Grid) -> Tensor:
 
 def gather(x: Tensor, at: Tensor) -> Tensor:
     """x [B,N,...], at [B,M] -> [B,M,...]: the rows `at` of each item."""
-    index = at.reshape(*at.shape, *(1,) * (x.dim() - 2)).expand(*at.shape, *x.shape[2:])
-    return x.gather(1, index)
+    # By whole rows of all items together: several times as fast as a gather of numbers.
+    first = torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=at.device)
+    return x.flatten(0, 1).index_select(0, (at + first[:, None]).flatten()).unflatten(0, at.shape)

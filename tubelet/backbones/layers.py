@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from tubelet.backbones.attention import attend
@@ -116,6 +117,26 @@ def hidden_of(dim: int, ratio: float) -> int:
     return int(dim * ratio + 1e-6)
 
 
+class GeluLinear(torch.autograd.Function):
+    """linear(gelu(x)), whose backward pass computes gelu(x) again: as wide as an MLP, it would be
+    most of what a block keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """[...,D], [P,D], [P] -> [...,P]."""
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight.to(x.dtype), bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        rows = grad.flatten(0, -2)
+        inside = (rows @ weight.to(rows.dtype)).view_as(x)
+        active = F.gelu(x).flatten(0, -2).to(rows.dtype)
+        return torch.ops.aten.gelu_backward(inside, x), rows.t() @ active, rows.sum(0)
+
+
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
 
@@ -126,7 +147,13 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,L,D] -> [B,L,D], or of width `out`."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        x, last = self.fc1(x), self.fc2
+        # Compiled, a block decides by itself what to compute again; and what was put in the place of
+        # a layer, or looks at it, is called.
+        ours = type(last) is nn.Linear and not (last._forward_hooks or last._forward_pre_hooks)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not ours:
+            return last(F.gelu(x))
+        return cast(Tensor, GeluLinear.apply(x, last.weight, last.bias))
 
 
 class Block(nn.Module):

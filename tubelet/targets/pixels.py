@@ -50,8 +50,8 @@ class Pixels(nn.Module):
             cubes = gather(cubes, asked)
         cubes = self.standardised(cubes.flatten(3))
         if self.normalise:
-            mean, std = self.statistics(cubes)
-            cubes = (cubes - mean) / std
+            cubes, _, std = self._centred(cubes)
+            cubes.div_(std)
         return cubes.transpose(2, 3).flatten(2)
 
     def standardised(self, cubes: Tensor) -> Tensor:
@@ -65,11 +65,19 @@ class Pixels(nn.Module):
     def statistics(self, cubes: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised [B,M,C,pixels] -> mean and divisor of the normalisation, [B,M,C,1] ([B,M,1,1]
         jointly)."""
+        return self._centred(cubes)[1:]
+
+    def _centred(self, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> also the standardised cubes without their mean. (`torch.var_mean` takes twice the time
+        of all this.)"""
+        over = (-2, -1) if self.jointly else (-1,)
+        mean = cubes.mean(over, keepdim=True)
+        centred = cubes - mean
+        numbers = cubes[0, 0].numel() if self.jointly else cubes.shape[-1]
+        std = torch.linalg.vector_norm(centred, dim=over, keepdim=True) / (numbers - 1) ** 0.5
         if self.jointly:
-            var, mean = torch.var_mean(cubes, dim=(-2, -1), keepdim=True)
-            return mean, (var + self.EPS).sqrt()
-        var, mean = torch.var_mean(cubes, dim=-1, keepdim=True)
-        return mean, var.sqrt() + self.EPS
+            return centred, mean, (std.square() + self.EPS).sqrt()
+        return centred, mean, std + self.EPS
 
     def cubes(self, y: Tensor) -> Tensor:
         """[B,M,P] -> [B,M,C,pt,ph,pw]: the target's order back to `patchify`'s."""

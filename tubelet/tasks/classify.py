@@ -41,6 +41,7 @@ class Classify:
         self.model: nn.Module = model
         self.kind: Kind = kind
         self.mixing = None if kind == "regression" else mixing
+        self.together = 1 if mixing is None else mixing.mix_group
         self._outputs = model.num_classes
         self._evaluate = evaluate
         self._seen: tuple[list[str], list[int]] = ([], [])  # paths of a batch, seeds of its groups

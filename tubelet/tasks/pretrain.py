@@ -14,6 +14,8 @@ from tubelet.targets.ema import Bootstrap
 class Pretrain:
     """Masked prediction with a `MaskedModel`; the loop may replace `model` by its wrapped form."""
 
+    together = 1
+
     def __init__(self, model: nn.Module):
         self.model = model
         self._backbone = model.backbone if isinstance(model, MaskedModel) else model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,8 @@ from tubelet import choices
 from tubelet.errors import TubeletError
 from tubelet.shapes import Batch
 from tubelet.train import checkpoint, folder, parallel
+from tubelet.train.ahead import Ahead
+from tubelet.train.backward import Backward
 from tubelet.train.config import Derived, TrainConfig
 from tubelet.train.log import REPEATS, Log, Meter, Skipped
 from tubelet.train.optim import Averaged, Updater
@@ -30,6 +32,10 @@ class Task(Protocol):
     A task may also have `after_step(step: int)`. It is called after each update that was applied,
     and only then; to know that, the loop has to wait for the device once per update: leave the
     method out where nothing has to move.
+
+    A task whose terms are sums over clips that know nothing of one another may say so by
+    `together: int`, the number of consecutive clips that belong together (1: each is alone). Then
+    halves of a batch may be computed at once, on threads of their own (see `backward`).
     """
 
     model: nn.Module  # the loop puts the wrapped one here; call that one, as `self.model(...)`
@@ -78,12 +84,12 @@ def fit(
             logger.warning("The run in %s has done its %d updates.", out, run.step)
             return
         with log, run.choosing():
-            _loop(run, log, iter(batches(run.step)))
+            _loop(run, log, Ahead(batches(run.step), place.device))
     finally:
-        task.model = run.model
+        run.close()
 
 
-def _loop(run: _Run, log: Log, stream: Iterator[Batch]) -> None:
+def _loop(run: _Run, log: Log, stream: Ahead) -> None:
     """The loop itself; nothing in it waits for the device but `meter.read`, when a row is due."""
     task, derived, place = run.task, run.derived, run.place
     after_step: Callable[[int], None] | None = getattr(task, "after_step", None)
@@ -95,11 +101,9 @@ def _loop(run: _Run, log: Log, stream: Iterator[Batch]) -> None:
         for i in range(derived.accumulate):
             batch = log.next(stream)
             weight += task.weight(batch)
-            batch = batch.to(place.device, non_blocking=True)
+            batch = stream.copy
             with parallel.reducing(task.model, last=i + 1 == derived.accumulate):
-                with run.autocast():
-                    terms = task(batch)
-                terms["loss"][0].backward()
+                terms = run.backward(batch)
             meter.forward(batch, terms)
 
         lr = run.lr(step)
@@ -164,9 +168,19 @@ class _Run:
         )
         decay = config.model_ema
         self.average = Averaged(self.updater.named, decay) if decay else None
-        self.bf16 = parallel.choose_precision(config.precision, self.place.device) == "bf16"
+        self.backward = Backward(
+            self.task,
+            self.place,
+            bf16=parallel.choose_precision(config.precision, self.place.device) == "bf16",
+            whole=config.compile,
+        )
         if newest is not None:
             self._take(newest)
+
+    def close(self) -> None:
+        """Unwraps the model, and ends what was begun."""
+        self.task.model = self.model
+        self.backward.close()
 
     def _take(self, newest: Path) -> None:
         state = checkpoint.load_state(newest)
@@ -211,12 +225,6 @@ class _Run:
             peak=d.lr,
             final=d.min_lr,
         )
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        if self.bf16:
-            # A forward uses each weight once, so kept copies would serve nothing: of a giant, 2 GB.
-            return torch.autocast(self.place.device.type, torch.bfloat16, cache_enabled=False)
-        return nullcontext()
 
     def choosing(self) -> AbstractContextManager[None]:
         """Ways are measured within; not by several processes, which might not choose the same."""
