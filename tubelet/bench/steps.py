@@ -22,6 +22,7 @@ from tubelet.methods.run import Pretraining
 from tubelet.shapes import Batch
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.train import allocator
+from tubelet.train.backward import Backward
 from tubelet.train.optim import Updater
 from tubelet.train.parallel import Place
 
@@ -189,14 +190,13 @@ def our_step(task: Pretrain, batch: Batch, *, bf16: bool, keep_freed: bool = Tru
     task.model.train()
     place = Place(torch.device("cpu"))
     updater = Updater(task.model, place, weight_decay=DECAY, betas=BETAS)
+    backward = Backward(task, place, bf16=bf16)
     weight = task.weight(batch)
 
     def step() -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=False):
-            loss, _ = task(batch)["loss"]
-        loss.backward()
-        updater.apply(RATE, loss.detach(), weight)
-        return float(loss.detach()) / weight
+        loss, _ = backward(batch)["loss"]
+        updater.apply(RATE, loss, weight)
+        return float(loss) / weight
 
     return step
 
