@@ -115,9 +115,9 @@ def test_memory_is_what_a_profiler_finds(recompute: bool) -> None:
     count = plan.count
     kept = count.outside.at(3) + count.inputs.at(3) if recompute else count.kept(3)
     assert left == pytest.approx(kept, rel=0.02)
-    updater = Updater(model, place, weight_decay=0.1, betas=(0.9, 0.95))
 
     def train() -> None:
+        updater = Updater(model, place, weight_decay=0.1, betas=(0.9, 0.95))  # makes the moments
         for _ in range(2):
             for _ in range(2):
                 loss = task(batch)["loss"][0]
