@@ -16,6 +16,7 @@ import torch
 from numbered import FILES, FRAMES, HEIGHT, VP, WIDTH, X264, numbered, numbers_in, plain, write
 from PIL import Image
 
+from tubelet.data import packets
 from tubelet.data.decode import DecodeError, Video, available_decoders
 from tubelet.errors import TubeletError
 
@@ -30,8 +31,13 @@ def b_frames(folder: Path) -> Path:
     return write(folder / "shared.mp4", numbered(), options=X264)
 
 
+@pytest.mark.parametrize("kept", [packets.KEPT_BYTES, 0], ids=["kept", "read again"])
 @pytest.mark.parametrize("name", FILES)
-def test_any_frames_in_any_order_are_those_of_a_plain_decode(folder: Path, name: str) -> None:
+def test_any_frames_in_any_order_are_those_of_a_plain_decode(
+    folder: Path, name: str, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small file all packets are kept; in a large one they are sought."""
+    monkeypatch.setattr(packets, "KEPT_BYTES", kept)
     how = FILES[name]
     path = write(folder / name, numbered(size=how.get("size", (HEIGHT, WIDTH))), **how)
     expected = plain(path)
@@ -130,7 +136,11 @@ def test_repeats_are_decoded_once(b_frames: Path) -> None:
         assert video.decoded <= FRAMES
 
 
-def test_seeks_to_the_key_frame_before_a_far_frame(folder: Path) -> None:
+@pytest.mark.parametrize("kept", [packets.KEPT_BYTES, 0])
+def test_seeks_to_the_key_frame_before_a_far_frame(
+    folder: Path, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packets, "KEPT_BYTES", kept)
     path = write(folder / "far.mp4", numbered(60), options=X264 | {"bf": "0"})
     with Video(path) as video:
         opened = video.decoded
@@ -149,6 +159,21 @@ def test_frames_that_nobody_needs_are_not_decoded(folder: Path) -> None:
         assert video.decoded < FRAMES / 2
         asked = [33, 34, 35, 7]  # goes on, and goes back
         assert np.array_equal(video.frames(asked).numpy(), expected[asked])
+
+
+@pytest.mark.parametrize("b_frames", [0, 3])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_rest_of_a_group_is_left(folder: Path, b_frames: int, threads: int) -> None:
+    """Of key frames at 0, 12, 24, 36 and so on, some frames of some groups are wanted."""
+    options = X264 | {"bf": str(b_frames), "x264-params": "scenecut=0"}
+    path = write(folder / f"groups_{b_frames}.mp4", numbered(60), options=options)
+    expected = plain(path)
+    with Video(path, threads=threads) as video:
+        for asked in ([1, 13, 37, 49], [0, 2, 12, 26, 59], [3, 11, 12, 47], [14]):
+            before = video.decoded
+            assert np.array_equal(video.frames(asked).numpy(), expected[asked]), asked
+            if asked[0] == 1 and threads == 1 and not b_frames:
+                assert video.decoded - before <= 8  # two of each group; one is there already
 
 
 @pytest.mark.parametrize("name", ["b_frames.mp4", "guessed_times.avi"])

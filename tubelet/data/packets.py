@@ -8,12 +8,15 @@ on, and then frames have to be counted as the decoder puts them out.
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -31,6 +34,7 @@ _ONE_TO_ONE = frozenset(
 )
 # Codecs that nearly always store frames in another order than they are shown.
 _REORDER = frozenset({"h264", "hevc", "av1"})
+KEPT_BYTES = 16 << 20  # of a file's packets, so that none is read twice
 _REORDERED_FRAMES = 4  # how far encoders move a frame, by far most of them
 
 
@@ -53,13 +57,30 @@ class Index:
         group = np.searchsorted(self.keys, self.packet, "right") - 1
         return not self.counted and bool((self.key_pts[group] <= self.pts).all())
 
+    def seconds(self, time_base: float) -> NDArray[np.float64]:
+        """When each frame is shown after the first; all 0 where the file does not say."""
+        if self.pts.min() == NO_TIME or (np.diff(self.pts) <= 0).any():
+            return np.zeros(len(self.pts))
+        return (self.pts - self.pts[0]) * time_base
+
     def key_for(self, frame: int) -> int:
         """The place of the key packet from which decoding gives this frame."""
-        group = int(np.searchsorted(self.keys, self.packet[frame], "right")) - 1
+        group = bisect_right(self.keys, self.packet[frame]) - 1
         # Frames shown before a key frame but stored after it lean on the group before (open GOP).
         while group > 0 and self.key_pts[group] > self.pts[frame]:
             group -= 1
         return int(self.keys[group])
+
+    def leaps(self, places: list[int]) -> dict[int, int]:
+        """The place after the last of some wanted packets in a group -> the key packet of the next
+        group with such a packet. None where a group may need the group before."""
+        if not places or not self.closed:
+            return {}
+        wanted = np.sort(places)
+        group = np.searchsorted(self.keys, wanted, "right") - 1
+        ends = np.flatnonzero(np.diff(group))
+        after, key = wanted[ends] + 1, self.keys[group[ends + 1]]
+        return {int(a): int(k) for a, k in zip(after, key, strict=True) if a < k}
 
 
 @dataclass(frozen=True)
@@ -70,6 +91,7 @@ class Scan:
     declared: int  # packets that the file says it has, where it is cut off; else 0
     packets: int  # whole ones: the last of a file that is cut off is not
     error: str  # FFmpeg's, at the end of what could be read
+    kept: list[Packet[Any]]  # all, and the empty one at the end; none where they are too large
 
 
 def counted(pts: list[int | None], declared: int, reordered: bool) -> Index:
@@ -87,9 +109,12 @@ def scan(container: InputContainer, stream: VideoStream) -> Scan:
     """Reads all packets of the stream, and decodes none."""
     rows: list[tuple[int, int, bool, bool, bool]] = []
     vp8 = stream.codec_context.codec.canonical_name == "vp8"
-    error = ""
+    kept: list[Packet[Any]] = []
+    error, room = "", KEPT_BYTES
     try:
         for packet in container.demux(stream):
+            if (room := room - packet.size) >= 0:
+                kept.append(packet)
             if packet.size:
                 # VP8 says in its first byte that a frame is never shown.
                 shown = not packet.is_discard and not (vp8 and not memoryview(packet)[0] & 0x10)
@@ -101,7 +126,7 @@ def scan(container: InputContainer, stream: VideoStream) -> Scan:
     table = np.array(rows if whole else rows[:-1], dtype=np.int64).reshape(-1, 5)
     declared = _declared(container, stream, len(table), whole)
     index = _index(table, declared) if _trusted(table, container, stream) else None
-    return Scan(index, declared, len(table), error)
+    return Scan(index, declared, len(table), error, [] if error or room < 0 else kept)
 
 
 def _declared(container: InputContainer, stream: VideoStream, packets: int, whole: bool) -> int:

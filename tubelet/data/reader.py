@@ -31,7 +31,7 @@ from tubelet.data.packets import NO_TIME, Index, counted, say, scan
 # Codecs whose frames marked as non-reference are needed by no other frame at all. (In HEVC they
 # may still serve a higher temporal layer.)
 _SKIPPABLE = frozenset({"h264", "mpeg4", "mpeg1video", "mpeg2video"})
-_SEEK_PAYS_PACKETS = 8  # a seek costs about as much as decoding a few packets
+_SEEK_PAYS_PACKETS = 8  # a seek in the file costs about as much as decoding a few packets
 
 
 class Reader:
@@ -45,10 +45,13 @@ class Reader:
         self._end = 1 << 62  # the place after the last whole packet
         self._needed: frozenset[int] = frozenset()  # places whose frames are wanted
         self._until = 0  # the last of them
+        self._leaps: dict[int, int] = {}  # place -> the key packet to go on at instead
+        self._kept: list[Packet[Any]] = []  # all packets, where they are few enough
         self._reformatter = VideoReformatter()
         self._open()
         try:
             self._index = self._make_index()
+            self._numbers = {pts: number for number, pts in enumerate(self._index.pts.tolist())}
             self._first = self._first_frame()
             self.info, self.timestamps = self._describe()
         except BaseException:
@@ -63,6 +66,7 @@ class Reader:
 
     def close(self) -> None:
         self._ready.clear()
+        self._kept.clear()
         self._container.close()
 
     def read(self, wanted: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
@@ -103,7 +107,7 @@ class Reader:
             raise DecodeError(self.path, self._why_missing(index.readable))
         if self._last >= 0:
             self._goto(0)
-        self._until = 0  # skip nothing
+        self._until, self._leaps = 0, {}  # skip nothing
         for number in range(index.frames):
             frame = self._next(number)
             if frame is None:
@@ -199,6 +203,7 @@ class Reader:
         if not found.packets:
             raise DecodeError(self.path, f"its video stream is empty{self._error}.")
         if found.index is not None:
+            self._kept = found.kept
             if not self._seek(found.index, 0):
                 self._reopen()
             return found.index
@@ -221,7 +226,7 @@ class Reader:
     def _describe(self) -> tuple[VideoInfo, NDArray[np.float64]]:
         """The facts, and when each frame is shown, in seconds after the first."""
         index, first, stream = self._index, self._first, self._stream
-        times = _seconds(index.pts, float(stream.time_base or 0))
+        times = index.seconds(float(stream.time_base or 0))
         measured = (len(times) - 1) / times[-1] if times[-1] > 0 else 0.0
         stated = float(stream.average_rate or stream.guessed_rate or 0)
         # The stated rate is free of the rounding of time stamps, but it may be wrong.
@@ -254,10 +259,11 @@ class Reader:
 
         Careful: no seeking ahead, no skipping.
         """
-        places: list[int] = []
-        if not careful and self._stream.codec_context.codec.canonical_name in _SKIPPABLE:
-            places = self._index.packet[list(rows)].tolist()
-        self._needed, self._until = frozenset(places), max(places, default=0)
+        places = [] if careful else self._index.packet[list(rows)].tolist()
+        self._leaps = self._index.leaps(places)
+        skippable = self._stream.codec_context.codec.canonical_name in _SKIPPABLE
+        self._needed = frozenset(places)
+        self._until = max(places, default=0) if skippable else 0
         missing: dict[int, int] = {}
         for wanted, row in rows.items():
             self._approach(wanted, careful)
@@ -285,7 +291,7 @@ class Reader:
     def _approach(self, frame: int, careful: bool) -> None:
         """Goes back for a frame that is behind, and ahead by a seek where that pays."""
         key = 0 if self._index.counted or careful else self._index.key_for(frame)
-        ahead = key > max(self._at, self._begin) + _SEEK_PAYS_PACKETS
+        ahead = key > max(self._at, self._begin) + (0 if self._kept else _SEEK_PAYS_PACKETS)
         if frame <= self._last or ahead:
             self._goto(key)
 
@@ -301,6 +307,11 @@ class Reader:
 
     def _seek(self, index: Index, place: int) -> bool:
         """Moves to a key packet at or before `place`; False where the file does not allow it."""
+        if self._kept:
+            self._stream.codec_context.flush_buffers()
+            self._rewind()
+            self._packets, self._at = iter(self._kept[place:]), place
+            return True
         group = int(np.searchsorted(index.keys, place))
         try:
             self._container.seek(int(index.key_time[group]), stream=self._stream)
@@ -334,6 +345,8 @@ class Reader:
         Before the place `_until`, packets that are not `_needed` are decoded only if frames refer
         to them. At the end of the file the decoder gives all that it still holds.
         """
+        if self._at in self._leaps:
+            return self._leap(self._leaps.pop(self._at))
         context = self._stream.codec_context
         packet = self._next_packet()
         if packet is None:
@@ -343,8 +356,18 @@ class Reader:
             if (context.skip_frame == "NONREF") != skip:
                 context.skip_frame = "NONREF" if skip else "DEFAULT"
             self._at += 1
+        return self._decode(packet if packet.size else None)
+
+    def _leap(self, key: int) -> list[VideoFrame]:
+        """Leaves a group of which no later frame is wanted for a later key packet -> the frames that
+        the decoder still held."""
+        frames = self._decode(None)
+        self._goto(key)
+        return frames
+
+    def _decode(self, packet: Packet[Any] | None) -> list[VideoFrame]:
         try:
-            frames = context.decode(packet if packet.size else None)
+            frames = self._stream.codec_context.decode(packet)
         except FFmpegError as error:
             self._error = f" ({say(error)})"
             return []
@@ -368,14 +391,10 @@ class Reader:
 
     def _number(self, frame: VideoFrame) -> int | None:
         """Which frame of the file it is; None for one that the index does not know."""
-        index = self._index
-        if index.counted:
+        if self._index.counted:
             self._count += 1
             return self._count - 1
-        if frame.pts is None:
-            return None
-        place = int(np.searchsorted(index.pts, frame.pts))
-        return place if place < len(index.pts) and index.pts[place] == frame.pts else None
+        return None if frame.pts is None else self._numbers.get(frame.pts)
 
     def _rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """uint8 [H,W,3] as shown; a stream that changes its size is scaled to the first frame's."""
@@ -383,10 +402,3 @@ class Reader:
             frame, self._first.width, self._first.height, format="rgb24", threads=1
         )
         return np.rot90(cast(NDArray[np.uint8], rgb.to_ndarray()), self.info.rotation // 90)
-
-
-def _seconds(pts: NDArray[np.int64], time_base: float) -> NDArray[np.float64]:
-    """Seconds after the first frame; all 0 where the file does not say."""
-    if pts.min() == NO_TIME or (np.diff(pts) <= 0).any():
-        return np.zeros(len(pts))
-    return (pts - pts[0]) * time_base
