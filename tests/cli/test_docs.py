@@ -2,7 +2,8 @@
 
 Blocks marked `bash` and `python` are run; of `bash`, only lines that call tubelet. What is
 pretrained or fine-tuned is made small by options added at the end, everything else is as written.
-Blocks marked `sh` are not run here: they set up machines (make, pip, torchrun, slurm) or take hours.
+Blocks marked `sh` are not run here: they set up machines (make, pip, torchrun, slurm), take hours, or
+measure the machine.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ NOT_RUN = (
     "pip",
     "python -m pip",
     "python benchmarks/",
+    "tubelet bench",
     "torchrun",
     "git",
     "srun",
@@ -125,6 +127,7 @@ PROSE = {
     "log.md",
     "maskfeat-study.md",
     "mvd-study.md",
+    "performance.md",
     "toy.md",
 }  # errors.md is checked by test_bad_input.py
 
