@@ -86,6 +86,19 @@ def test_a_box_is_that_of_whole_frames_in_every_format(
             assert bias < BIAS, (box, how)
 
 
+def test_frames_come_in_the_order_asked_for(large: Path) -> None:
+    """Also repeated ones, and each as if it were alone."""
+    order = [7, 2, 2, 9, 7, 0]
+    with Video(large) as video:
+        clip = video.yuv(range(12))
+    assert clip is not None
+    for box, size in ((Box(3, 5, 151, 177), (48, 45)), (Box(0, 0, *SIZE), (112, 112))):
+        for asked in (order, [5, 1, 3]):
+            view = clip.pick(np.array(asked)).view(box, size)
+            alone = [clip.pick(np.array([one])).view(box, size) for one in asked]
+            assert torch.equal(view, torch.cat(alone, 1))
+
+
 def test_a_box_at_an_odd_edge_is_not_moved(tmp_path: Path) -> None:
     """Colour is stored for every second pixel: a cut at its grid would be half a sample away."""
     path = write(tmp_path / "one.mp4", 1, (96, 128), pixels="yuv420p")

@@ -60,24 +60,28 @@ class YuvClip:
         Resized to 4:2:2, of which FFmpeg makes RGB some ten times as fast as of 4:4:4, and by the
         same rounding as of a whole frame: no view is brighter than in evaluation.
         """
-        used, where = np.unique(self._order, return_inverse=True)
         (height, width), first = size, self._frames[0]
-        resized = "yuvj422p" if first.format.name.startswith("yuvj") else "yuv422p"
-        # All frames below one another: one conversion, which takes no pixel from another row.
-        small = _empty(first, first.format.name, box[2], box[3])
-        tall = _empty(first, resized, height * len(used), width)
-        reformatter, small_planes, tall_planes = VideoReformatter(), _planes(small), _planes(tall)
-        for row, number in enumerate(used):
+        name = first.format.name
+        resized = "yuvj422p" if name.startswith("yuvj") else "yuv422p"
+        small = _empty(first, name, box[2], box[3])
+        small_planes = _planes(small)
+        # Each keeps what it worked out for the first frame.
+        resizer, converter = VideoReformatter(), VideoReformatter()
+        view = np.empty((3, len(self), height, width), np.uint8)
+        rows: dict[int, int] = {}
+        # Frame by frame, so that what is made of one is still in the processor's cache.
+        for row, number in enumerate(self._order.tolist()):
+            if rows.setdefault(number, row) != row:
+                view[:, row] = view[:, rows[number]]
+                continue
             _cut(self._frames[number], box, small_planes)
-            frame = reformatter.reformat(
+            frame = resizer.reformat(
                 small, width, height, resized, interpolation=interpolation.upper(), threads=1
             )
-            for plane, whole in zip(_planes(frame), tall_planes, strict=True):
-                whole[row * height : (row + 1) * height] = plane
-        planes = _planes(reformatter.reformat(tall, format="gbrp", threads=1))
-        rgb = [planes[at].reshape(len(used), height, width) for at in _RGB]
-        view = torch.from_numpy(np.stack(rgb))
-        return view if len(used) == len(where) else view[:, torch.from_numpy(where)]
+            planes = _planes(converter.reformat(frame, format="gbrp", threads=1))
+            for colour, plane in enumerate(_RGB):
+                view[colour, row] = planes[plane]
+        return torch.from_numpy(view)
 
 
 def _empty(like: VideoFrame, format: str, height: int, width: int) -> VideoFrame:
@@ -91,10 +95,8 @@ def _empty(like: VideoFrame, format: str, height: int, width: int) -> VideoFrame
 def _planes(frame: VideoFrame) -> list[Pixels]:
     """The planes of a frame, uint8 [rows,columns] each, in its own memory."""
     return [
-        np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, plane.line_size)[
-            :, : plane.width
-        ]
-        for plane in frame.planes
+        np.ndarray((p.height, p.width), np.uint8, memoryview(p), strides=(p.line_size, 1))
+        for p in frame.planes
     ]
 
 
