@@ -125,3 +125,17 @@ def test_softened_binary_is_the_sum_written_out() -> None:
     assert losses.softened_binary(student, teacher, 2.0).tolist() == pytest.approx(
         expected, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_its_gradient_is_torchs(name: str) -> None:
+    """Of ours, half precision too, and where prediction and target are equal."""
+    pred, y = both()
+    y[0, 0] = pred[0, 0]
+    weights = torch.rand(3, 5)
+    for kind in (torch.float32, torch.bfloat16):
+        ours, theirs = (pred.to(kind, copy=True).requires_grad_() for _ in range(2))
+        (getattr(losses, name)(ours, y) * weights).sum().backward()
+        (MODULES[name](theirs.float(), y).mean(-1) * weights).sum().backward()
+        assert ours.grad is not None and ours.grad.dtype is kind
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)

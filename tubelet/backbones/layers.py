@@ -132,9 +132,11 @@ class GeluLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight = ctx.saved_tensors
         rows = grad.flatten(0, -2)
+        # One wide tensor at a time beside x.
+        of_weight = rows.t() @ F.gelu(x).flatten(0, -2).to(rows.dtype)
         inside = (rows @ weight.to(rows.dtype)).view_as(x)
-        active = F.gelu(x).flatten(0, -2).to(rows.dtype)
-        return torch.ops.aten.gelu_backward(inside, x), rows.t() @ active, rows.sum(0)
+        inside = torch.ops.aten.gelu_backward.grad_input(inside, x, grad_input=inside)
+        return inside, of_weight, rows.sum(0)
 
 
 class Mlp(nn.Module):

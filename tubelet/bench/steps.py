@@ -14,6 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from tubelet import choices
 from tubelet.bench.record import Record, compared
 from tubelet.bench.turns import Row, Step, Took, in_turns
 from tubelet.data.sampling import rng_for
@@ -193,8 +194,11 @@ def our_step(task: Pretrain, batch: Batch, *, bf16: bool, keep_freed: bool = Tru
     backward = Backward(task, place, bf16=bf16)
     weight = task.weight(batch)
 
+    chosen: dict[str, str] = {}
+
     def step() -> float:
-        loss, _ = backward(batch)["loss"]
+        with choices.kept(chosen):
+            loss, _ = backward(batch)["loss"]
         updater.apply(RATE, loss, weight)
         return float(loss) / weight
 

@@ -1,7 +1,8 @@
 """Freed memory is kept where glibc gives memory: each step of training asks for the same again.
 
-As it comes, glibc maps every large tensor anew and gives it back when it is freed, and the system
-clears each page before its next use: a tenth of a step on a CPU (docs/log.md).
+As it comes, glibc maps large tensors anew and gives them back when they are freed, and the system
+clears each page before its next use: a tenth of a step on a CPU (docs/log.md). The largest still come
+from the system: in what is kept they would leave holes that only their like fit into.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import ctypes
 import os
 import sys
 
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8  # of mallopt(3)
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # of mallopt(3)
+LARGEST = 16 << 20  # bytes of a tensor that is kept
 PAD = 64 << 20  # bytes asked of the system at a time
 
 
@@ -26,7 +28,12 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    options = {ARENA_MAX: 1, MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: PAD}
+    options = {
+        ARENA_MAX: 1,  # threads share what is kept
+        MMAP_THRESHOLD: LARGEST,
+        TRIM_THRESHOLD: 2**31 - 1,
+        TOP_PAD: PAD,
+    }
     return all(bool(mallopt(option, value)) for option, value in options.items())
 
 

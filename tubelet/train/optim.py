@@ -103,6 +103,14 @@ class Updater:
         self.clip_grad = clip_grad
         self.split = split
         self.optimizer = torch.optim.AdamW(groups, betas=betas, eps=1e-8, fused=True)
+        # Made now, and not at the first update: so moments lie side by side, and what a step takes and
+        # gives back is not cut to pieces by them.
+        for parameter in self.named.values():
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     @torch.no_grad()
     def apply(self, lr: float, loss: Tensor, weight: float) -> tuple[Tensor, Tensor]:
