@@ -30,7 +30,7 @@ def kept(made: dict[str, str]) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        _kept.remove(made)
+        _kept.pop()
 
 
 def choose(what: str, first: str, ways: Callable[[], Ways]) -> str:

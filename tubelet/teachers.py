@@ -132,6 +132,7 @@ def teacher_of(encoder: Backbone, *, name: str = "") -> Teacher:
         mean=(0.0,) * encoder.in_chans,  # it normalises by itself
         std=(1.0,) * encoder.in_chans,
         name=name,
+        in_threads=True,
     )
 
 

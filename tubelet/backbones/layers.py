@@ -152,7 +152,8 @@ class Mlp(nn.Module):
         x, last = self.fc1(x), self.fc2
         # Compiled, a block decides by itself what to compute again; and what was put in the place of
         # a layer, or looks at it, is called.
-        ours = type(last) is nn.Linear and not (last._forward_hooks or last._forward_pre_hooks)
+        hooks = last._forward_hooks or last._forward_pre_hooks or last._backward_hooks
+        ours = type(last) is nn.Linear and not hooks
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not ours:
             return last(F.gelu(x))
         return cast(Tensor, GeluLinear.apply(x, last.weight, last.bias))

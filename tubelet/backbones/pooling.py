@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tubelet.backbones.attention import attend
 from tubelet.backbones.depthwise import Pooling, pooled, pooled_grid
 from tubelet.backbones.layers import NORM_EPS
 from tubelet.shapes import Grid
@@ -51,7 +52,7 @@ class PoolingAttention(nn.Module):
         places = places_of(many, k.device, k.dtype).expand(*k.shape[:2], -1, -1)
         keys = _padded(torch.cat([k, places], -1))
         values = F.pad(v, (0, keys.shape[-1] - v.shape[-1]))  # kernels want one width for all
-        out = F.scaled_dot_product_attention(scaled, keys, values, scale=1.0)
+        out = attend(scaled, keys, values, 1.0)
         out = out[..., : v.shape[-1]]
         out = torch.cat([out[:, :, :1], out[:, :, 1:] + q[:, :, 1:]], 2)
         return self.proj(out.transpose(1, 2).flatten(2))

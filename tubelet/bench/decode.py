@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from tubelet.bench.films import FPS, make
@@ -113,9 +114,10 @@ def rgb(path: Path, at: Frames, *, decoder: Decoder = "pyav") -> NDArray[np.uint
 def full(path: Path, at: Frames, *, as_rgb: bool) -> list[NDArray[np.uint8]]:
     """The same frames, of all that PyAV decodes from the key frame before the first on."""
     found: list[NDArray[np.uint8]] = []
+    reformatter = VideoReformatter()
 
     def take(_: int, frame: VideoFrame) -> None:
-        found.append(loading.rgb(frame) if as_rgb else _planes(frame))
+        found.append(loading.rgb(frame, reformatter) if as_rgb else _planes(frame))
 
     loading.decode(path, set(at.tolist()), FPS, take)
     return found

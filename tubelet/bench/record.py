@@ -63,7 +63,6 @@ def compared(
     bar: float | None = None,
     bar_memory: float | None = None,
     views: tuple[int, int] = (1, 1),
-    note: str = "",
 ) -> Record:
     """The record of two rows of one run. `views` (ours, theirs): what a step of each is divided by,
     where one step learns from several views of a clip."""
@@ -90,5 +89,4 @@ def compared(
         flops_against=theirs.flops,
         loss=ours.value,
         loss_against=theirs.value,
-        note=note,
     )

@@ -20,6 +20,7 @@ from tubelet.errors import TubeletError
 STEPS = ("videomae", "mvd", "maskfeat")  # modules with `cases(quick)`
 KINDS = ("step", "loader", "decode", "targets", "memory", "wait")
 TABLES = ("memory",)  # whose module has `rows`, dicts alone; others have `records`
+THREADED = ("memory", "targets")  # whose steps take threads; the loader's and decoders' take one
 Moved = Callable[[float, int], None]  # (parts done, of)
 
 
@@ -133,7 +134,7 @@ def parts_of(kind: str, choice: Choice, turns: int | None, threads: int) -> list
             "system does not have: measure memory on Linux. The other kinds run here."
         )
     if kind != "step":
-        return [Part(kind, kind, partial(_other, kind, choice.quick))]
+        return [Part(kind, kind, partial(_other, kind, choice.quick, threads))]
     return [
         Part(kind, _name(run), partial(_steps, run, turns, threads))
         for run in runs_of(choice.of(all_cases(choice.quick)))
@@ -185,10 +186,11 @@ def _steps(
     return Found(run_cases(cases, turns=turns, threads=threads, progress=progress))
 
 
-def _other(kind: str, quick: bool, progress: Progress | None) -> Found:
+def _other(kind: str, quick: bool, threads: int, progress: Progress | None) -> Found:
     module = import_module(f"tubelet.bench.{kind}")
     measure = module.rows if kind in TABLES else module.records
-    measured = measure(quick=quick, progress=progress)
+    told = {"threads": threads} if kind in THREADED else {}
+    measured = measure(quick=quick, progress=progress, **told)
     return Found(
         [each for each in measured if isinstance(each, Record)],
         [each for each in measured if not isinstance(each, Record)],

@@ -205,9 +205,14 @@ def our_step(task: Pretrain, batch: Batch, *, bf16: bool, keep_freed: bool = Tru
     return step
 
 
-def their_step(model: torch.nn.Module, loss_of: Callable[[], Tensor], *, bf16: bool) -> Step:
-    """An update of another formulation: `loss_of()` is the mean loss; torch's default AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, betas=BETAS)
+def their_step(
+    model: torch.nn.Module, loss_of: Callable[[], Tensor], *, bf16: bool, fused: bool = False
+) -> Step:
+    """An update of another formulation: `loss_of()` is the mean loss; torch's AdamW, by default or
+    `fused` (as transformers' trainer has it)."""
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=RATE, weight_decay=DECAY, betas=BETAS, fused=fused or None
+    )
 
     def step() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):

@@ -123,5 +123,7 @@ def theirs(made: Made, run: VideoMAE, clips: int, precision: Precision) -> Step:
     other = huggingface(model, run)
     frames = clip.transpose(1, 2).contiguous()
     return their_step(
-        other, lambda: other(pixel_values=frames, bool_masked_pos=hidden).loss, bf16=bf16
+        *(other, lambda: other(pixel_values=frames, bool_masked_pos=hidden).loss),
+        bf16=bf16,
+        fused=True,
     )

@@ -3,7 +3,7 @@
 ABOUT = """Each row is a process of its own with the same threads, and only one works at a time: they
 take turns. A ratio is the other's time through ours, pair by pair, and its median is given with the
 least and the greatest; above 1 ours is quicker. Memory is our peak through theirs, below 1 ours is
-smaller. FLOPs are counted, attention included; the share of rate is that of the machine's rate for a
+smaller; it is the whole process's, with the libraries that a row imports. FLOPs are counted, attention included; the share of rate is that of the machine's rate for a
 product of two 2048x2048 matrices in that precision, measured after each turn. *floor* stands for a bar
 that products alone forbid at that rate: the note says what they allow. In the picture what met its bar is
 green, what missed it red, *floor* grey, and what has no bar black. A machine that is not quiet shows in the
@@ -19,7 +19,8 @@ equal within 1e-5, or the run is an error.
 - *ours*: the step as `tubelet pretrain` makes it, from uint8. `-best` is the quicker of float32 and bf16
   on this machine, by measurement in the same run; a processor that only emulates bf16 is measured in
   float32 alone (`--emulated` measures bf16 there too).
-- *hf*: `VideoMAEForPreTraining` of transformers, as its users make it: fused attention, torch's AdamW.
+- *hf*: `VideoMAEForPreTraining` of transformers, as its users make it: fused attention,
+  fused AdamW.
 - *plain*: the formulation as it was published, in eager PyTorch: a convolution over the whole clip,
   boolean selects, attention written out, every token through every decoder block, torch's AdamW
   (`tubelet/bench/plain/`). Theirs begin with clips that are float and normalised already.

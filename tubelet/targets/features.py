@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tubelet.errors import TubeletError
 from tubelet.shapes import Grid, Patch, gather
 
+LOWERING = Lock()  # one thread at a time; of the module, as a teacher is copied and pickled
 Sees = Literal["clip", "frames"]
 Precision = Literal["auto", "float32", "bf16"]
 # Bytes. Clips that a teacher sees together take hardly less time on a CPU than one by one (two of
@@ -52,6 +54,7 @@ class Teacher(nn.Module):
         num_frames: frames that it takes, where it cannot take others.
         prefix: tokens in front that are no patch (class token, registers).
         name: where it comes from, for messages.
+        in_threads: whether two threads may read it at once, as networks without hooks or state allow.
         digest: a hash of its weights, for the header; default: made here.
     """
 
@@ -74,6 +77,7 @@ class Teacher(nn.Module):
         num_frames: int | None = None,
         prefix: int = 0,
         name: str = "",
+        in_threads: bool = False,
         digest: str = "",
     ):
         super().__init__()
@@ -100,6 +104,7 @@ class Teacher(nn.Module):
         self.prefix = prefix
         self.name = name
         self.digest = digest or digest_of(module)
+        self.in_threads = in_threads
         self.lowered = False
 
     def lower(self) -> None:
@@ -107,11 +112,13 @@ class Teacher(nn.Module):
 
         Norms and the residual stream stay float32 under autocast, without which it fails.
         """
-        if not self.lowered:
+        with LOWERING:
+            if self.lowered:
+                return
             for part in self.module.modules():
                 if isinstance(part, (nn.Linear, nn.Conv2d, nn.Conv3d)):
                     part.to(torch.bfloat16)
-        self.lowered = True
+            self.lowered = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Teacher:
         self.module._apply(fn, recurse)

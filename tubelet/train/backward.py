@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.utils._python_dispatch import (
     _get_current_dispatch_mode,  # pyright: ignore[reportPrivateUsage]
 )
@@ -24,6 +25,10 @@ Terms = dict[str, tuple[Tensor, Tensor | float]]
 # Trained parameters times pixels of a batch. Below it Python, which computes one half at a time, is
 # most of a step: docs/log.md.
 LEAST = 1e14
+UNEVEN = 1.1  # the larger half through half of the clips, at most: the other waits for it
+
+
+DRAWING = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.RReLU)
 
 
 class Learner(Protocol):
@@ -50,8 +55,9 @@ class Backward:
         self.bf16 = bf16
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
         self.together: int = 0 if whole else getattr(task, "together", 0)
-        alone = place.device.type == "cpu" and place.world == 1 and torch.get_num_threads() > 1
-        if not alone or draws(task.model):
+        threads = torch.get_num_threads()
+        alone = place.device.type == "cpu" and place.world == 1 and threads % 2 == 0
+        if not alone or one_at_a_time(task.model):
             self.together = 0
         self._pool: ThreadPoolExecutor | None = None
 
@@ -65,10 +71,13 @@ class Backward:
         clips = len(batch.paths)
         if not self.together or clips < 2 * self.together:
             return 0
+        first = -(-clips // (2 * self.together)) * self.together
+        if 2 * first > UNEVEN * clips:
+            return 0
         pixels = sum(view.numel() for view in batch.views.values())
         if pixels * sum(p.numel() for p in self.parameters) < LEAST:
             return 0
-        return -(-clips // (2 * self.together)) * self.together
+        return first
 
     def _whole(self, batch: Batch) -> Terms:
         with self.autocast():
@@ -85,7 +94,7 @@ class Backward:
             parameter.grad = None
         one, other = self._both(batch.part(slice(0, cut)), batch.part(slice(cut, None)))
         for parameter, gradient in before:
-            parameter.grad = gradient if parameter.grad is None else gradient + parameter.grad
+            parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
         return {
             name: (value + other[name][0], weight + other[name][1])
             for name, (value, weight) in one.items()
@@ -115,11 +124,16 @@ class Backward:
             self._pool = None
 
 
-def draws(model: nn.Module) -> bool:
-    """Whether parts of it draw from torch's generator, whose order two threads would change. Ours
-    draw by the samples' seeds."""
-    kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.RReLU)
-    return any(isinstance(part, kinds) and getattr(part, "p", 1) for part in model.modules())
+def one_at_a_time(model: nn.Module) -> bool:
+    """Whether parts of it must see a batch whole, or by one thread: what draws from torch's generator
+    (ours draw by the samples' seeds) or learns from the statistics of a batch, and networks of others
+    that are only read, of which it is not known."""
+
+    def alone(part: nn.Module) -> bool:
+        drawing = isinstance(part, DRAWING) and getattr(part, "p", 1) > 0
+        return drawing or isinstance(part, _BatchNorm) or not getattr(part, "in_threads", True)
+
+    return any(alone(part) for part in model.modules())
 
 
 def _pool_of_two() -> ThreadPoolExecutor:

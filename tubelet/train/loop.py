@@ -34,7 +34,8 @@ class Task(Protocol):
     method out where nothing has to move.
 
     A task whose terms are sums over clips that know nothing of one another may say so by
-    `together: int`, the number of consecutive clips that belong together (1: each is alone). Then
+    `together: int`, the number of consecutive clips that belong together (1: each is alone; those
+    of `tasks` say so, and what inherits from them and compares clips sets it to 0). Then
     halves of a batch may be computed at once, on threads of their own (see `backward`).
     """
 

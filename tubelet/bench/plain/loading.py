@@ -14,6 +14,7 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -54,9 +55,10 @@ def decode(path: Path, needed: set[int], fps: int, take: Callable[[int, VideoFra
 def clips(path: Path, draws: Sequence[Draw], size: tuple[int, int], fps: int) -> list[Clip]:
     """The clips of one opened file, (height, width) each."""
     images: dict[int, Image.Image] = {}
+    reformatter = VideoReformatter()
 
     def take(number: int, frame: VideoFrame) -> None:
-        images[number] = Image.fromarray(rgb(frame))
+        images[number] = Image.fromarray(rgb(frame, reformatter))
 
     decode(path, {int(frame) for draw in draws for frame in draw.at}, fps, take)
     return [_clip(images, draw, size) for draw in draws]
@@ -74,6 +76,7 @@ def _clip(images: dict[int, Image.Image], draw: Draw, size: tuple[int, int]) -> 
     return Clip(planes, pixels)
 
 
-def rgb(frame: VideoFrame) -> NDArray[np.uint8]:
-    """uint8 [H,W,3]."""
-    return cast(NDArray[np.uint8], frame.to_ndarray(format="rgb24"))
+def rgb(frame: VideoFrame, reformatter: VideoReformatter) -> NDArray[np.uint8]:
+    """uint8 [H,W,3]; one thread, and one `reformatter` for all frames of a file."""
+    made = reformatter.reformat(frame, format="rgb24", threads=1)
+    return cast(NDArray[np.uint8], made.to_ndarray())
