@@ -48,7 +48,11 @@ class Done:
 def write(path: Path, done: Sequence[Done]) -> None:
     """All parts as JSON, in one move: `records` of all, and `parts` with all else."""
     records = [
-        {**asdict(record), "met": record.met, "kind": part.kind, "part": part.part}
+        {
+            **asdict(record),
+            **{"met": record.met, "kind": part.kind, "part": part.part},
+            "versions": part.about["versions"],
+        }
         for part in done
         for record in part.found.records
     ]
