@@ -15,9 +15,8 @@ Ways = Mapping[str, Callable[[], object]]  # name -> does the work once
 
 ROUNDS = 3  # of each way at most, after one that is not timed
 ENOUGH = 0.5  # seconds after which no further round begins
-GAIN = (
-    0.95  # of the first one's time: what another way has to stay below, so that noise chooses less
-)
+# Of the first one's time: what another way has to stay below, so that noise chooses less.
+GAIN = 0.95
 
 _lock = RLock()  # one measurement at a time, also where several threads ask
 _kept: list[dict[str, str]] = []  # the innermost block's is the last

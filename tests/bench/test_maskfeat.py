@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from published import backward_of_both
 
 from tubelet.bench import maskfeat
 from tubelet.bench.plain.maskfeat import Hog, Plain, hog_of_tokens
@@ -19,14 +20,7 @@ def test_plain_and_ours_have_equal_losses_and_gradients() -> None:
     ours = SMALL.model().train()
     plain = Plain(ours).train()
     batch = maskfeat.batch_of(SMALL, 2)
-    assert batch.masks is not None
-    pixels = batch.clip / 255
-    total, weight = ours(pixels, batch.masks)["loss"]
-    clip = (pixels - ours.backbone.mean) / ours.backbone.std
-    loss = plain(clip, batch.masks.hidden[:, 0])
-    torch.testing.assert_close(loss, total / weight, rtol=1e-5, atol=0)
-    (total / weight).backward()
-    loss.backward()
+    backward_of_both(ours, plain, batch)
     other = dict(plain.named_parameters())
     for name, parameter in ours.named_parameters():
         own = name.replace("backbone.", "").replace("branches.hog.decoder.", "")

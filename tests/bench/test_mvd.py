@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from published import backward_of_both
 
 from tubelet.bench import mvd
 from tubelet.bench.plain.mvd import Plain
@@ -18,14 +19,7 @@ def test_plain_and_ours_have_equal_losses_and_gradients(size: str) -> None:
     ours = mvd.model_of(run, mvd.SMALL, "float32").train()
     plain = Plain(ours, run).train()
     batch = batch_of(run, 2)
-    assert batch.masks is not None
-    pixels = batch.clip / 255
-    total, weight = ours(pixels, batch.masks)["loss"]
-    clip = (pixels - ours.backbone.mean) / ours.backbone.std
-    loss = plain(clip, batch.masks.hidden[:, 0])
-    torch.testing.assert_close(loss, total / weight, rtol=1e-5, atol=0)
-    (total / weight).backward()
-    loss.backward()
+    backward_of_both(ours, plain, batch)
     other = dict(plain.named_parameters())
     trained = [name for name, parameter in other.items() if parameter.requires_grad]
     for name, parameter in ours.named_parameters():

@@ -17,15 +17,15 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from tubelet.bench.films import FPS, make
-from tubelet.bench.loader import KEYS, SIZES, cpu_seconds, home_of, one_thread, wanted
+from tubelet.bench.films import FPS, films
+from tubelet.bench.loader import cpu_seconds, home_of, one_thread, wanted
 from tubelet.bench.plain import loading
 from tubelet.bench.record import Record
 from tubelet.data.decode import Decoder, Video, available_decoders
 from tubelet.data.reader import Reader
 
 Frames = NDArray[np.int64]
-CLIPS, FRAMES, ROUNDS = 4, 300, 9
+CLIPS, ROUNDS = 4, 9
 
 
 def records(
@@ -35,18 +35,15 @@ def records(
     folder: Path | None = None,
 ) -> list[Record]:
     """Ours against PyAV decoding everything, and against torchcodec where it is installed."""
-    cases = [(size, key) for size in (SIZES[:1] if quick else SIZES) for key in KEYS]
-    frames, rounds = (80, 2) if quick else (FRAMES, ROUNDS)
+    rounds = 2 if quick else ROUNDS
     found: list[Record] = []
     with one_thread(), home_of(folder) as home:
-        for done, ((width, height), key) in enumerate(cases):
-            path = home / f"{width}x{height}_{key}_{frames}.mp4"
-            if not path.exists():
-                make(path, width, height, key, frames)
-            turns = rounds if (width, height) == SIZES[0] else max(2, rounds // 3)
-            found += of_file(path, f"decode-{width}x{height}-key{key}", turns)
+        every = films(home, quick)
+        for done, film in enumerate(every):
+            turns = max(2, rounds // 3) if film.large else rounds
+            found += of_file(film.path, f"decode-{film.name}", turns)
             if progress is not None:
-                progress(done + 1, len(cases))
+                progress(done + 1, len(every))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -10,7 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 FPS = 30
+SIZES, KEYS, FRAMES = ((340, 256), (1280, 720)), (250, 12), 300  # width, height
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Film:
+    """A file, and how it was made."""
+
+    path: Path
+    name: str  # "340x256-key250"
+    key: int  # frames from one key frame to the next
+    large: bool
+
+
+def films(home: Path, quick: bool = False) -> list[Film]:
+    """The files of every size and interval of key frames, made in `home` where they are not there.
+    `quick`: short ones, of the small size."""
+    sizes, frames = (SIZES[:1], 80) if quick else (SIZES, FRAMES)
+    found: list[Film] = []
+    for width, height in sizes:
+        for key in KEYS:
+            path = home / f"{width}x{height}_{key}_{frames}.mp4"
+            if not path.exists():
+                make(path, width, height, key, frames)
+            large = (width, height) != SIZES[0]
+            found.append(Film(path, f"{width}x{height}-key{key}", key, large))
+    return found
 
 
 def texture(height: int, width: int, rng: np.random.Generator) -> Pixels:

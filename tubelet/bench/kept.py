@@ -50,7 +50,9 @@ def write(path: Path, done: Sequence[Done]) -> None:
     records = [
         {
             **asdict(record),
-            **{"met": record.met, "kind": part.kind, "part": part.part},
+            "met": record.met,
+            "kind": part.kind,
+            "part": part.part,
             "versions": part.about["versions"],
         }
         for part in done

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from tubelet import masks
-from tubelet.bench.films import FPS, make
+from tubelet.bench.films import FPS, Film, films
 from tubelet.bench.plain.loading import Clip, Draw, clips
 from tubelet.bench.record import Record
 from tubelet.data.clips import ClipDataset, Key, collate
@@ -34,7 +34,6 @@ from tubelet.shapes import ClipSpec, Grid, Sample
 
 SPEC = ClipSpec(num_frames=16, sampling_rate=4, size=(224, 224))
 GRID = Grid(8, 14, 14)
-SIZES, KEYS, FRAMES = ((340, 256), (1280, 720)), (250, 12), 300  # width, height
 BARS = {250: 2.0, 12: 2.5}  # at 340x256 with 4 clips of an opened file
 BARS_PREPARED = {250: 10.0, 12: 6.0}
 ROUNDS = 12
@@ -81,35 +80,30 @@ def records(
 
     `quick`: short files of the small size, two turns, no bars. `folder`: of the files, kept there.
     """
-    sizes, frames = (SIZES[:1], 80) if quick else (SIZES, FRAMES)
-    cases = [(size, key) for size in sizes for key in KEYS]
     found: list[Record | dict[str, Any]] = []
     shares: list[float] = []
     with one_thread(), home_of(folder) as home:
-        for done, ((width, height), key) in enumerate(cases):
-            path = home / f"{width}x{height}_{key}_{frames}.mp4"
-            if not path.exists():
-                make(path, width, height, key, frames)
-            large = (width, height) != SIZES[0]
-            # As few turns of large frames as give the same ratio: they are slow.
-            rounds = 2 if quick else ROUNDS // 3 if large else ROUNDS
-            found += _of(path, f"loader-{width}x{height}-key{key}", rounds, large, quick, key)
-            shares.append(share_of_masks(path))
+        every = films(home, quick)
+        for done, film in enumerate(every):
+            found += _of(film, quick)
+            shares.append(share_of_masks(film.path))
             if progress is not None:
-                progress(done + 1, len(cases))
+                progress(done + 1, len(every))
     found.append({"name": "masks and packing", "share_of_a_worker": round(max(shares), 4)})
     return found
 
 
-def _of(
-    path: Path, name: str, rounds: int, large: bool, quick: bool, key: int
-) -> list[Record | dict[str, Any]]:
+def _of(film: Film, quick: bool) -> list[Record]:
     """The records of one file; of a small one also after `prepare`."""
+    path, name, large = film.path, f"loader-{film.name}", film.large
+    # As few turns of large frames as give the same ratio: they are slow.
+    rounds = 2 if quick else ROUNDS // 3 if large else ROUNDS
     several = measure(path, 4, rounds, None if large else prepared(path))
     one = measure(path, 1, rounds)
-    bar, bar_prepared = (None, None) if quick or large else (BARS[key], BARS_PREPARED[key])
+    barred = not (quick or large)
+    bar, bar_prepared = (BARS[film.key], BARS_PREPARED[film.key]) if barred else (None, None)
     alone = "; theirs opens the file for each clip, as published"
-    found: list[Record | dict[str, Any]] = [
+    found = [
         several.record(name, "fast", "plain", bar, ""),
         several.record(f"{name}-exact", "exact", "plain", None, ""),
         one.record(f"{name}-1", "fast", "plain", None, ""),

@@ -14,7 +14,7 @@ import torch
 from tubelet.backbones.mvit import MViTShape
 from tubelet.bench import steps
 from tubelet.bench.plain.maskfeat import Plain
-from tubelet.bench.steps import Case, Peer, our_step, their_step
+from tubelet.bench.steps import Case, Peer, as_published, our_step, their_step
 from tubelet.bench.turns import Precision, Row, Step
 from tubelet.methods import maskfeat
 from tubelet.methods.maskfeat import MaskFeat
@@ -76,8 +76,6 @@ def theirs(run: MaskFeat, clips: int, precision: Precision) -> Step:
     torch.manual_seed(0)
     model = run.model()
     batch = batch_of(run, clips)
-    assert batch.masks is not None
-    hidden = batch.masks.hidden[:, 0]
-    clip = (batch.clip / 255 - model.backbone.mean) / model.backbone.std
+    clip, hidden = as_published(model, batch)
     plain = Plain(model).train()
     return their_step(plain, lambda: plain(clip, hidden), bf16=precision == "bf16")

@@ -9,19 +9,17 @@ of which one may be behind the other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from tubelet import verbs
-from tubelet.backbones.vit import ViTShape
 from tubelet.bench.steps import batch_of, our_step
 from tubelet.bench.turns import Row, Step, in_turns
-from tubelet.decoders import DecoderShape
+from tubelet.bench.videomae import in_small
 from tubelet.methods import videomae
-from tubelet.methods.run import changed
 from tubelet.methods.videomae import VideoMAE
 from tubelet.plan.counting import Ledger
 from tubelet.tasks.pretrain import Pretrain
@@ -57,13 +55,6 @@ def settings(quick: bool = False) -> list[Setting]:
         *(Setting("videomae-b", base, 4, again, keep_freed=False) for again in (False, True)),
         *(Setting("videomae-l", large, 2, again, bar_gib=ROOM) for again in (False, True)),
     ]
-
-
-def in_small(run: VideoMAE) -> VideoMAE:
-    """The run with a tiny network, on tiny clips."""
-    clip = replace(run.clip, num_frames=8, size=(32, 32))
-    shape = ViTShape(48, 2, 3, patch=8)
-    return changed(run, clip=clip, encoder=shape, decoder=DecoderShape(32, 2, 2))
 
 
 def rows(

@@ -14,7 +14,7 @@ import torch
 
 from tubelet.backbones.vit import BASE, ViT, ViTShape
 from tubelet.bench.plain.mvd import Plain
-from tubelet.bench.steps import Case, Peer, batch_of, our_step, their_step
+from tubelet.bench.steps import Case, Peer, as_published, batch_of, our_step, their_step
 from tubelet.bench.turns import Precision, Row, Step
 from tubelet.decoders import DecoderShape
 from tubelet.methods import mvd
@@ -25,9 +25,8 @@ from tubelet.model import MaskedModel
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.teachers import connect, teacher_of
 
-CLIPS = (
-    2  # of a step with one mask a clip; with four masks one clip makes as large a student's batch
-)
+# Of a step with one mask a clip; with four masks one clip makes as large a student's batch.
+CLIPS = 2
 MASKS = 4
 TURNS = 3  # a step takes seconds
 STUDENTS = {"b": mvd.base_from_base_k400, "s": mvd.small_from_base_k400}
@@ -109,8 +108,6 @@ def theirs(run: MVD, teacher: ViTShape, clips: int, precision: Precision) -> Ste
     """The step of the published formulation, one mask a clip."""
     model = model_of(run, teacher, "float32")
     batch = batch_of(run, clips)
-    assert batch.masks is not None
-    hidden = batch.masks.hidden[:, 0]
-    clip = (batch.clip / 255 - model.backbone.mean) / model.backbone.std
+    clip, hidden = as_published(model, batch)
     plain = Plain(model, run).train()
     return their_step(plain, lambda: plain(clip, hidden), bf16=precision == "bf16")

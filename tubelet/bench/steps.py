@@ -20,6 +20,7 @@ from tubelet.bench.turns import Row, Step, Took, in_turns
 from tubelet.data.sampling import rng_for
 from tubelet.errors import TubeletError
 from tubelet.methods.run import Pretraining
+from tubelet.model import MaskedModel
 from tubelet.shapes import Batch
 from tubelet.tasks.pretrain import Pretrain
 from tubelet.train import allocator
@@ -182,6 +183,14 @@ def batch_of(run: Pretraining, clips: int) -> Batch:
         seeds=torch.arange(clips),
         masks=run.pack(torch.stack(hidden), torch.stack(asked)),
     )
+
+
+def as_published(model: MaskedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The batch as the published formulations take it: clips normalised as the model does, float32
+    [B,C,T,H,W], and the first mask of each, hidden bool [B,N]."""
+    assert batch.masks is not None
+    clip = (batch.clip / 255 - model.backbone.mean) / model.backbone.std
+    return clip, batch.masks.hidden[:, 0]
 
 
 def our_step(task: Pretrain, batch: Batch, *, bf16: bool, keep_freed: bool = True) -> Step:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.bench import machine
 from tubelet.errors import TubeletError
-from tubelet.plan.counting import ATTENTION
+from tubelet.plan.counting import FORMULAS
 
 Step = Callable[[], float]  # a turn's work -> what it computed: the loss
 Precision = Literal["float32", "bf16"]
@@ -137,7 +137,7 @@ def _work(row: Row, threads: int, pipe: Any) -> None:
             peak = machine.peak_gib(row.device) if counted else None
             pipe.send((took, machine.rate(KINDS[row.precision], row.device)))
         # Last: a step that is counted takes its memory in another order, and leaves other holes.
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             step()
         pipe.send((counter.get_total_flops(), peak))
     except Exception:  # noqa: BLE001  (any: the parent says it)

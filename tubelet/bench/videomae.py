@@ -14,7 +14,15 @@ import torch
 
 from tubelet.backbones.vit import ViTShape
 from tubelet.bench.plain.videomae import Plain, huggingface
-from tubelet.bench.steps import Case, Peer, batch_of, our_step, their_step, without_bars
+from tubelet.bench.steps import (
+    Case,
+    Peer,
+    as_published,
+    batch_of,
+    our_step,
+    their_step,
+    without_bars,
+)
 from tubelet.bench.turns import Precision, Row, Step
 from tubelet.decoders import DecoderShape
 from tubelet.methods import videomae, videomae_v2
@@ -113,9 +121,7 @@ def theirs(made: Made, run: VideoMAE, clips: int, precision: Precision) -> Step:
     torch.manual_seed(0)
     model = run.model()
     batch = batch_of(run, clips)
-    assert batch.masks is not None
-    hidden = batch.masks.hidden[:, 0]
-    clip = (batch.clip / 255 - model.backbone.mean) / model.backbone.std
+    clip, hidden = as_published(model, batch)
     bf16 = precision == "bf16"
     if made == "plain":
         plain = Plain(model, run)

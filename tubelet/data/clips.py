@@ -30,9 +30,8 @@ Pack = Callable[[Tensor, Tensor | None], Masks]
 Repeats = Literal["crop", "clip"]
 
 TRIES = 10  # videos tried for one sample before giving up
-YUV_PAYS_PIXELS = (
-    240  # short side of a frame; RGB of smaller ones is made and resized as fast whole
-)
+# Short side of a frame; RGB of smaller ones is made and resized as fast whole.
+YUV_PAYS_PIXELS = 240
 
 
 @dataclass(frozen=True, slots=True)

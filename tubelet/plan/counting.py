@@ -90,7 +90,7 @@ def _run(
 ) -> tuple[Counter[int], int, int]:
     """-> bytes by place, operations in all, those of the forward of blocks that learn."""
     ledger = Ledger(model)
-    counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     low = torch.autocast("cpu", torch.bfloat16, cache_enabled=False) if bf16 else nullcontext()
     with counter, ledger.keeping(counter.get_total_flops):
         with low:
@@ -176,7 +176,7 @@ def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **_: Any) 
 
 
 _aten: Any = torch.ops.aten
-ATTENTION = {  # and convolutions: what the counter of torch does not know, or not right
+FORMULAS = {  # of operators that torch's counter does not know, or counts wrong
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     _aten.convolution_backward: _convolution_backward,
