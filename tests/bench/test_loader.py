@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tubelet.bench import decode, loader
+from tubelet.bench import decode, films, loader
 from tubelet.bench.films import FPS, make
 from tubelet.bench.plain.loading import MEAN, STD, clips
 from tubelet.bench.record import Record
@@ -43,7 +43,7 @@ def test_a_full_decode_and_ours_give_the_same_frames(film: Path) -> None:
 
 
 def test_records_of_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "KEYS", (12,))
+    monkeypatch.setattr(films, "KEYS", (12,))
     threads, told = torch.get_num_threads(), []
     *found, masks = loader.records(True, lambda *at: told.append(at), folder=tmp_path)
     assert torch.get_num_threads() == threads
@@ -71,7 +71,7 @@ def test_a_ratio_is_the_median_over_turns_and_seconds_are_of_a_clip() -> None:
 
 
 def test_records_of_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode, "KEYS", (12,))
+    monkeypatch.setattr(films, "KEYS", (12,))
     found = {(each.name, each.against) for each in decode.records(True, folder=tmp_path)}
     name = "decode-340x256-key12"
     assert {(f"{name}-raw", "pyav-raw"), (f"{name}-rgb", "pyav")} <= found
