@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tubelet.backbones.vit import ViT, ViTShape
+from tubelet.data import isolate
 from tubelet.decoders import DecoderShape, Joint
 from tubelet.losses import mse
 from tubelet.model import Branch, MaskedModel
@@ -20,6 +21,13 @@ def seeded() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_once() -> None:
+    """By the server that processes come from, and not by each: what torch's optimizers import, and
+    FSDP2, for seconds."""
+    isolate.IMPORTED.extend(["torch._dynamo", "torch.distributed.fsdp", "tubelet.verbs"])
 
 
 @pytest.fixture

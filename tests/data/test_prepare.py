@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 from numbered import X264, numbered, write
 from prepared import LOSSLESS, SETTINGS, contents
+from processes import run
 
 from tubelet.data.decode import Video
 from tubelet.data.lists import read_list
@@ -248,8 +247,7 @@ def test_killed_at_any_moment_it_goes_on(data: Path, tmp_path: Path) -> None:
         (data / name).unlink()
     (data / "train.csv").write_text("run/a.mp4 0\njump/0.mkv 1\n")
     script = Path(__file__).parents[1] / "helpers/killed_preparing.py"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, data, tmp_path], check=True, env=environment)
+    assert run(script, data, tmp_path) == 0
     kills = json.loads((tmp_path / "result.json").read_text())
     # Notes, two videos and a list are renamed: before and after each, and amid two of the lines.
     assert len(kills) == 10

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from tubelet import masks
 from tubelet.backbones.vit import ViT, ViTShape
@@ -156,15 +155,11 @@ def spread(folder: Path) -> None:
             teacher: Any = task.model.branches["image"]
             average: Any = task.model.branches["video"]
             told[how] = {
-                "average is split": _split(average.target.network),
-                "teacher is split": _split(teacher.target.teacher.module),
+                "average is split": parallel.is_split(average.target.network),
+                "teacher is split": parallel.is_split(teacher.target.teacher.module),
                 "moved": task.moved,
             }
         (folder / f"told{place.rank}.json").write_text(json.dumps(told))
-
-
-def _split(network: torch.nn.Module) -> bool:
-    return any(isinstance(p, DTensor) for p in network.parameters())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,13 @@
 """Features over time against clips decoded and embedded one by one, by hand."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import run
 from small import write_frames
 from torch.nn.functional import interpolate
 
@@ -329,8 +327,7 @@ def test_the_embedder_of_tubelets_public_function(model: Classifier, films: Path
 
 def test_killed_jobs_go_on_and_processes_share_a_folder(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "helpers/killed_embedding.py"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path], check=True, env=environment)
+    assert run(script, tmp_path) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert len(result["kills"]) == 4
     for kill in result["kills"]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import distil
 import pytest
 import torch
+from processes import run
 from spread import in_two
 from torch import nn
 
@@ -36,9 +35,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     task = distil.train(whole, distil.Task(bad_steps=(1,)), model_ema=0.0)
     assert task.moved == [1, 3, 4, 5, 6]  # not after the update that was skipped
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.run([sys.executable, SCRIPT, "kill", parts, str(step)], env=environment)
-    assert killed.returncode == -signal.SIGKILL
+    assert run(SCRIPT, "kill", parts, step) == -signal.SIGKILL
     newest = checkpoint.latest(parts)
     assert (newest and newest.name) == (None if step == 1 else "checkpoint-000002")
     distil.train(parts, distil.Task(bad_steps=(1,)), resume=True)

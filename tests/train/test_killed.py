@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks processes to kill them")
 def test_killed_and_resumed_runs_end_as_uninterrupted_ones(tmp_path: Path, script: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, "kill", tmp_path], check=True, env=environment)
+    assert run(script, "kill", tmp_path) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     # Two saves of 3 files each, besides config.json: so many touches of the disk, and 10 moments.
     assert result["points"] >= 40

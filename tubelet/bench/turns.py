@@ -6,7 +6,6 @@ the next row's too: a ratio is taken pair by pair, and then its median.
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tubelet.bench import machine
+from tubelet.data.isolate import safe_context
 from tubelet.errors import TubeletError
 from tubelet.plan.counting import FORMULAS
 
@@ -66,7 +66,8 @@ def in_turns(
     Two steps of each row come before: one is counted, one warms up. An error of a row, or the end of
     its process, is a TubeletError.
     """
-    context = multiprocessing.get_context("spawn")
+    # Every optimizer of torch imports the first; its seconds are waited for once, not in each row.
+    context = safe_context("torch._dynamo", "tubelet.bench.steps")
     pipes: dict[str, Any] = {}
     workers: list[BaseProcess] = []
     done, whole = 0, len(rows) * (turns + 1)
@@ -135,7 +136,9 @@ def _work(row: Row, threads: int, pipe: Any) -> None:
             machine.wait(row.device)
             took = time.perf_counter() - began
             peak = machine.peak_gib(row.device) if counted else None
-            pipe.send((took, machine.rate(KINDS[row.precision], row.device)))
+            # Beside a step of milliseconds, in small or without products, one product will do.
+            products = machine.PRODUCTS if took > 0.1 else 1
+            pipe.send((took, machine.rate(KINDS[row.precision], row.device, products)))
         # Last: a step that is counted takes its memory in another order, and leaves other holes.
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
             step()

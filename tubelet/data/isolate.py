@@ -18,6 +18,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 START_SECONDS = 120  # for a process to import the library
+IMPORTED = ["tubelet.data.clips"]  # by the server that processes come from: torch, PyAV
 
 
 def cpu_cores() -> int:
@@ -25,15 +26,16 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def safe_context() -> Any:
+def safe_context(*more: str) -> Any:
     """A way to start processes that inherit no threads, locks or CUDA state, as a fork would.
 
-    Where the system allows, they come from a server that has imported torch and PyAV once.
+    Where the system allows, they come from a server that has imported torch and PyAV once, and the
+    modules `more` if it was not running yet.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tubelet.data.clips"])
+    context.set_forkserver_preload([*IMPORTED, *more])
     return context
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from tubelet.targets.features import Precision, in_bf16, select
 
@@ -63,4 +62,5 @@ class Bootstrap(nn.Module):
 
 def _parts(module: nn.Module) -> list[Tensor]:
     """What this process holds of the weights."""
-    return [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]
+    parameters: list[Any] = list(module.parameters())
+    return [p.to_local() if hasattr(p, "to_local") else p for p in parameters]

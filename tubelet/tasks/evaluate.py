@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from tubelet.data.clips import EvalDataset, Views
 from tubelet.data.decode import available_decoders
@@ -28,7 +27,7 @@ from tubelet.shapes import ClipSpec
 from tubelet.tasks import metrics
 from tubelet.tasks.report import Evaluation
 from tubelet.tasks.scores import Kind, Precision, Scorer, check_finite, weights_hash
-from tubelet.train.parallel import from_all, unwrap
+from tubelet.train.parallel import from_all, is_split, unwrap
 
 Progress = Callable[[int, int], None]  # videos done, videos in all
 TOKENS_PER_FORWARD = 12544  # 8 views of 16x224x224: enough to fill a GPU
@@ -71,7 +70,7 @@ def evaluate(
     assert isinstance(core, Classifier)
     kind = _checked(core, videos)
     # A model split by FSDP computes on all processes together: then each does all videos.
-    split = dist.is_initialized() and not isinstance(core, FSDPModule)
+    split = dist.is_initialized() and not is_split(core)
     rank, world = (dist.get_rank(), dist.get_world_size()) if split else (0, 1)
     dataset = EvalDataset(
         videos, spec, segments=config.segments, crops=config.crops, decoder=config.decoder

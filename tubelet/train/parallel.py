@@ -13,9 +13,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tubelet.errors import TubeletError
@@ -132,6 +129,10 @@ def wrap(
     for tensor in chain(model.parameters(), model.buffers()):
         dist.broadcast(tensor.detach(), src=0)
     if parallel == "fsdp":
+        # Here, as below for its tensors: a run without FSDP2 need not wait seconds for the import.
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(place.device.type, (place.world,))
         for block in blocks_of(model):
             fully_shard(block, mesh=mesh)
@@ -161,15 +162,20 @@ def reducing(model: nn.Module, last: bool) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def local(tensor: Tensor) -> Tensor:
+def is_split(model: nn.Module) -> bool:
+    """Whether each process holds a part of the parameters (FSDP2)."""
+    return any(hasattr(parameter, "to_local") for parameter in model.parameters())
+
+
+def local(tensor: Any) -> Tensor:
     """The part of a tensor that this process holds: all of it unless it is split (FSDP2)."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def gathered(tensor: Any) -> Tensor:
     """Any tensor -> a whole one, on every process; of a split one all processes must ask together."""
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole(tensor: Tensor, place: Place) -> Tensor:
@@ -181,11 +187,13 @@ def whole(tensor: Tensor, place: Place) -> Tensor:
     return full.cpu().contiguous() if place.main else torch.empty(0)
 
 
-def split_like(value: Tensor, like: Tensor) -> Tensor:
+def split_like(value: Tensor, like: Any) -> Tensor:
     """A whole tensor -> a copy placed, and split, as `like` is."""
     value = value.to(like.device, copy=True)
-    if not isinstance(like, DTensor):
+    if not hasattr(like, "placements"):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
