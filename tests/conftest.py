@@ -25,9 +25,9 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def imported_once() -> None:
-    """By the server that processes come from, and not by each: what torch's optimizers import, and
-    FSDP2, for seconds."""
-    isolate.IMPORTED.extend(["torch._dynamo", "torch.distributed.fsdp", "tubelet.verbs"])
+    """By the server that processes come from, and not by each: what torch's optimizers import, for
+    seconds. Not more: whoever forks again and again pays for all that is there."""
+    isolate.IMPORTED.append("torch._dynamo")
 
 
 @pytest.fixture
