@@ -23,19 +23,18 @@ from statistics import median
 
 import torch
 
-from tubelet.backbones.vit import ViT, ViTShape
+from tubelet.backbones.vit import ViTShape
 from tubelet.bench import machine
+from tubelet.bench import mvd as bench_mvd
 from tubelet.bench.steps import BETAS, DECAY, RATE, batch_of
 from tubelet.bench.turns import Precision, Row, Step, Took, in_turns
 from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.methods import maskfeat, mvd, videomae, videomae_v2
-from tubelet.methods.mae import image
 from tubelet.methods.mvd import MVD
 from tubelet.methods.run import Pretraining, changed
 from tubelet.model import MaskedModel
 from tubelet.tasks.pretrain import Pretrain
-from tubelet.teachers import connect, teacher_of
 from tubelet.train import parallel
 from tubelet.train.ahead import Ahead
 from tubelet.train.backward import Backward
@@ -80,26 +79,15 @@ def in_small(run: Pretraining) -> Pretraining:
         shape = replace(run.encoder, depths=(1, 1, 1), widths=(8, 16, 16), heads=(1, 2, 2))
         return changed(run, clip=clip, encoder=replace(shape, pool_kv=4))
     shape = replace(run.encoder, width=48, depth=2, heads=3, patch=8)
-    run = changed(run, clip=clip, encoder=shape, decoder=DecoderShape(32, 2, 2))
-    if isinstance(run, MVD):
-        small = replace(run.image, width=48)
-        run = replace(run, image=small, video=small)
-    return run
+    return changed(run, clip=clip, encoder=shape, decoder=DecoderShape(32, 2, 2))
 
 
 def model_of(run: Pretraining) -> MaskedModel:
-    """The run's model; MVD's with teachers of random weights, of the student's size."""
-    if not isinstance(run, MVD):
-        return run.model()
-    model = replace(run, image_teacher="here", video_teacher="here").model()
-    shape = run.encoder
-    assert isinstance(shape, ViTShape)
-    teachers = {
-        "image": ViT(image(shape), trained=(1, *run.clip.size)),
-        "video": ViT(shape, trained=(run.clip.num_frames, *run.clip.size)),
-    }
-    connect(model, {name: teacher_of(vit) for name, vit in teachers.items()})
-    return model
+    """The run's model, with the weights of one seed; MVD's with teachers of the student's size."""
+    if isinstance(run, MVD) and isinstance(run.encoder, ViTShape):
+        return bench_mvd.model_of(run, run.encoder, "bf16")
+    torch.manual_seed(0)
+    return run.model()
 
 
 def made(name: str, clips: int, compiled: bool, device: str, quick: bool) -> Step:
@@ -107,7 +95,6 @@ def made(name: str, clips: int, compiled: bool, device: str, quick: bool) -> Ste
     run, _ = CASES[name]
     run = in_small(run) if quick else run
     place = parallel.place(device)
-    torch.manual_seed(0)
     task = Pretrain(model_of(run))
     model = task.model
     task.model = parallel.wrap(model, place, compile=compiled)

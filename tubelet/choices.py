@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from threading import RLock
 from time import perf_counter
 
+from torch.utils._python_dispatch import (
+    _get_current_dispatch_mode,  # pyright: ignore[reportPrivateUsage]
+)
+
 Ways = Mapping[str, Callable[[], object]]  # name -> does the work once
 
 ROUNDS = 3  # of each way at most, after one that is not timed
@@ -45,6 +49,11 @@ def choose(what: str, first: str, ways: Callable[[], Ways]) -> str:
             if what not in made:  # another thread may have been quicker
                 made[what] = _quickest(first, ways())
     return made[what]
+
+
+def is_watched() -> bool:
+    """Whether a mode of this thread looks at each operation: counts it, or gives tensors no memory."""
+    return _get_current_dispatch_mode() is not None
 
 
 def _quickest(first: str, ways: Ways) -> str:

@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 import tubelet
+from tubelet.bench import machine
 from tubelet.data.decode import Video, available_decoders
 from tubelet.data.isolate import cpu_cores
 from tubelet.errors import TubeletError
@@ -40,8 +41,7 @@ EXTRAS = {
 }
 SMALL_SHM_GIB = 1.0  # batches on their way from the workers lie there
 SMALL_DISK_GIB = 5.0
-SIDE = 1024  # of the matrices whose products are timed
-PRODUCTS_SECONDS = 0.15  # for each kind of number
+SIDE = 1024  # of the matrices whose products are timed: a report has no seconds for larger ones
 PAYS = 1.2  # bf16 costs casts: products that are so little quicker do not make up for them
 COLOURS: dict[State, str] = {"ok": "green", "note": "yellow", "missing": "yellow", "broken": "red"}
 
@@ -196,23 +196,11 @@ def _extra(name: str) -> Finding:
 
 def _products() -> Finding:
     """A step is products of matrices for the most part: their rates say whether bf16 pays."""
-    full, low = (_products_rate(kind) for kind in (torch.float32, torch.bfloat16))
+    full, low = (machine.rate(kind, side=SIDE) for kind in (torch.float32, torch.bfloat16))
     detail = f"{full / 1e9:.0f} GFLOP/s in float32 and {low / 1e9:.0f} in bf16, on the CPU: "
     if low < PAYS * full:
         return Finding("products", "ok", detail + "--precision bf16 does not pay there")
     return Finding("products", "ok", detail + f"bf16 is {low / full:.1f}x", "--precision bf16")
-
-
-def _products_rate(kind: torch.dtype) -> float:
-    """Operations a second of a product of square matrices, now: the best of a few."""
-    a, b = (torch.ones(SIDE, SIDE, dtype=kind) for _ in range(2))
-    seconds: list[float] = []
-    began = time.perf_counter()
-    while len(seconds) < 2 or time.perf_counter() - began < PRODUCTS_SECONDS:
-        started = time.perf_counter()
-        torch.mm(a, b)
-        seconds.append(time.perf_counter() - started)
-    return 2 * SIDE**3 / min(seconds)
 
 
 def _freed_memory() -> Finding:

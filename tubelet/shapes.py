@@ -17,6 +17,9 @@ from torch import Tensor
 
 from tubelet.errors import TubeletError
 
+# What a task returns by name: "loss", and what else the log shows; a sum, and what it is divided by.
+Terms = dict[str, tuple[Tensor, Tensor | float]]
+
 
 class Grid(NamedTuple):
     """A token grid: `t` slots in time, `h` rows, `w` columns."""

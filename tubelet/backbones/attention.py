@@ -16,9 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import (
-    _get_current_dispatch_mode,  # pyright: ignore[reportPrivateUsage]
-)
 
 from tubelet import choices
 
@@ -124,7 +121,7 @@ def _pieces(q: Tensor, k: Tensor) -> Iterator[tuple[tuple[int, slice], list[slic
 
 def _is_watched() -> bool:
     """Whether a compiler or a mode (counted operations, tensors without memory) looks on."""
-    return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+    return torch.compiler.is_compiling() or choices.is_watched()
 
 
 def _chosen(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Way:

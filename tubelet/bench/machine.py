@@ -44,9 +44,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def rate(kind: torch.dtype, device: str = "cpu", products: int = PRODUCTS) -> float:
-    """Operations a second of a product of large square matrices, now: the best of `products`."""
-    side, at_once = (GPU_SIDE, GPU_PRODUCTS) if device.startswith("cuda") else (SIDE, 1)
+def rate(
+    kind: torch.dtype, device: str = "cpu", products: int = PRODUCTS, *, side: int = SIDE
+) -> float:
+    """Operations a second of a product of large square matrices, now: the best of `products`.
+
+    `side`: of the matrices, on a CPU.
+    """
+    side, at_once = (GPU_SIDE, GPU_PRODUCTS) if device.startswith("cuda") else (side, 1)
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     seconds: list[float] = []
     for _ in range(products):

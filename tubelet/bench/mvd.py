@@ -19,7 +19,7 @@ from tubelet.bench.turns import Precision, Row, Step
 from tubelet.decoders import DecoderShape
 from tubelet.methods import mvd
 from tubelet.methods.mae import image
-from tubelet.methods.mvd import MVD, Distilled
+from tubelet.methods.mvd import MVD
 from tubelet.methods.run import changed
 from tubelet.model import MaskedModel
 from tubelet.tasks.pretrain import Pretrain
@@ -92,8 +92,11 @@ def model_of(run: MVD, teacher: ViTShape, precision: Precision) -> MaskedModel:
         "image": ViT(image(teacher), trained=(1, *run.clip.size)),
         "video": ViT(teacher, trained=(run.clip.num_frames, *run.clip.size)),
     }
-    how = Distilled(width=teacher.width, precision=precision)
-    model = replace(run, image=how, video=how, image_teacher="here", video_teacher="here").model()
+    image_how, video_how = (
+        replace(how, width=teacher.width, precision=precision) for how in (run.image, run.video)
+    )
+    here = {"image_teacher": "here", "video_teacher": "here"}
+    model = replace(run, image=image_how, video=video_how, **here).model()
     connect(model, {name: teacher_of(vit) for name, vit in given.items()})
     return model
 

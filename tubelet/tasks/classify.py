@@ -11,7 +11,7 @@ from tubelet import losses
 from tubelet.data.mix import Mixing, mix
 from tubelet.errors import TubeletError
 from tubelet.model import Classifier
-from tubelet.shapes import Batch
+from tubelet.shapes import Batch, Terms
 from tubelet.tasks.scores import Kind
 
 Validation = Callable[[nn.Module], dict[str, float]]
@@ -52,7 +52,7 @@ class Classify:
         self._seen = (batch.paths, self._group_seeds(batch))
         return float(len(batch.paths))
 
-    def __call__(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float]]:
+    def __call__(self, batch: Batch) -> Terms:
         """A batch on the model's device, clips uint8 -> {"loss": (sum, clips), "accuracy": ...}.
 
         Accuracy is a share in [0,1]; of a mixed clip, the label that weighs most counts. In

@@ -9,12 +9,10 @@ from tubelet import losses
 from tubelet.data.mix import Mixing, mix, mix_clips
 from tubelet.errors import TubeletError
 from tubelet.model import Classifier
-from tubelet.shapes import Batch
+from tubelet.shapes import Batch, Terms
 from tubelet.targets.features import Teacher
 from tubelet.tasks.classify import Classify, Validation
 from tubelet.tasks.scores import Kind
-
-Terms = dict[str, tuple[Tensor, Tensor | float]]
 
 
 class Distil(Classify):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tubelet.errors import TubeletError
 from tubelet.model import MaskedModel
-from tubelet.shapes import Batch, Masks
+from tubelet.shapes import Batch, Masks, Terms
 from tubelet.targets.ema import Bootstrap
 
 
@@ -27,7 +27,7 @@ class Pretrain:
         """What the batch adds to the denominator of the loss: the tokens that count."""
         return float(_masks(batch).weight.sum())
 
-    def __call__(self, batch: Batch) -> dict[str, tuple[Tensor, Tensor | float]]:
+    def __call__(self, batch: Batch) -> Terms:
         """A batch on the model's device, clips uint8 -> {"loss": (sum, weight), each branch: ...}."""
         views = {name: _unit(view) for name, view in batch.views.items()}
         return self.model(views.pop("clip"), _masks(batch), batch.seeds, views)

@@ -12,16 +12,13 @@ from threading import Barrier
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.utils._python_dispatch import (
-    _get_current_dispatch_mode,  # pyright: ignore[reportPrivateUsage]
-)
 
-from tubelet.shapes import Batch
+from tubelet.choices import is_watched
+from tubelet.shapes import Batch, Terms
 from tubelet.train.parallel import Place
 
-Terms = dict[str, tuple[Tensor, Tensor | float]]
 # Trained parameters times pixels of a batch. Below it Python, which computes one half at a time, is
 # most of a step: docs/log.md.
 LEAST = 1e14
@@ -101,9 +98,7 @@ class Backward:
         }
 
     def _both(self, one: Batch, other: Batch) -> tuple[Terms, Terms]:
-        if (
-            _get_current_dispatch_mode() is not None
-        ):  # a counter of operations, of this thread alone
+        if is_watched():  # by a counter of operations, of this thread alone
             return self._whole(one), self._whole(other)
         if self._pool is None:
             self._pool = _pool_of_two()

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from tubelet.errors import TubeletError
-from tubelet.shapes import Batch
+from tubelet.shapes import Batch, Terms
 from tubelet.train import checkpoint, folder
 from tubelet.train.config import Derived, TrainConfig
 from tubelet.train.parallel import Place, from_all, sum_over_processes
@@ -26,7 +26,6 @@ from tubelet.train.waiting import Waiting, in_words
 
 logger = logging.getLogger("tubelet")
 
-Terms = Mapping[str, tuple[Tensor, Tensor | float]]
 REPEATS = 5  # skipped updates in a row that stop a run
 QUIET_SECONDS = 10.0  # between lines where there is no bar
 
@@ -47,7 +46,7 @@ class Meter:
         self._clips = 0
         self._sources: Counter[str] = Counter()
         self._sums: dict[str, tuple[Tensor, Tensor]] = {}  # of applied updates
-        self._step: dict[str, tuple[Tensor, Tensor | float]] = {}  # of this one so far
+        self._step: Terms = {}  # of this one so far
         self._forwards: list[tuple[Tensor, list[str]]] = []  # loss, paths
         self._flags: list[tuple[int, Tensor, list[list[str]]]] = []
 
