@@ -93,3 +93,12 @@ def test_a_bar_above_the_rate_of_products_is_answered_with_what_that_allows() ->
     assert "1.50x is the most" in record.note and "0.91 of the rate" in record.note
     [record] = steps.records_of(case, {"ours-float32": took(1.1), "plain-float32": took(2.1)})
     assert record.note == "" and record.met is False
+
+
+def test_beside_the_share_that_was_reached_is_what_is_aimed_at() -> None:
+    case = CASES["videomae-v2-b-best"]
+    names = ("v2-float32", "v2-bf16", "ours-float32", "ours-bf16")
+    for precision, aim in (("float32", "0.90"), ("bf16", "0.65")):
+        times = {name: took(1.25 if name == f"v2-{precision}" else 1.3) for name in names}
+        [record] = steps.records_of(case, times)
+        assert record.note.endswith(f"reached: 0.80 of the rate, {aim} aimed at")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tubelet.bench import wait
+from tubelet.cli import main
 
 
 def test_the_first_row_is_left_out() -> None:
@@ -36,7 +37,20 @@ def test_a_small_run(tmp_path: Path) -> None:
     assert record.seconds_against == pytest.approx(record.ratio_time * (record.seconds or 0))
     assert "data wait" in record.note and "decode" in record.note
     assert told[-1] == (14, 14)
-    (film,) = tmp_path.iterdir()
-    made = film.stat().st_mtime_ns
-    wait.records(quick=True, folder=tmp_path)
-    assert film.stat().st_mtime_ns == made
+
+
+def test_files_are_copies_of_different_films_made_once(tmp_path: Path) -> None:
+    films = wait._films(tmp_path / "films", 2, 20)
+    assert films[0].read_bytes() != films[1].read_bytes()
+    made = [film.stat().st_mtime_ns for film in films]
+    assert wait._films(tmp_path / "films", 2, 20) == films
+    assert [film.stat().st_mtime_ns for film in films] == made
+    files = sorted(wait._copies(films, tmp_path / "files", 5).iterdir())
+    found = [file.read_bytes() for file in files]
+    assert found == [films[i % 2].read_bytes() for i in range(5)]
+    assert len({file.stat().st_ino for file in files}) == 5  # no links
+
+
+def test_a_run_of_which_nothing_would_count_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "wait", "--quick", "--steps", "10"]) == 1
+    assert "--steps 10: expected more than 10" in capsys.readouterr().err

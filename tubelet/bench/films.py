@@ -51,9 +51,9 @@ def texture(height: int, width: int, rng: np.random.Generator) -> Pixels:
     return ((total - low) * (255 / (high - low))).astype(np.uint8)
 
 
-def moving(width: int, height: int, frames: int) -> Iterator[Pixels]:
+def moving(width: int, height: int, frames: int, seed: int = 0) -> Iterator[Pixels]:
     """uint8 [H,W,3] each: a camera that wanders, a square that moves otherwise, and noise."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     far, near = texture(2 * height, 2 * width, rng), texture(height // 2, width // 2, rng)
     for i in range(frames):
         top, left = height * (1 + np.sin(i / 40)) / 2, width * (1 + np.cos(i / 55)) / 2
@@ -64,14 +64,14 @@ def moving(width: int, height: int, frames: int) -> Iterator[Pixels]:
         yield np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-def make(path: Path, width: int, height: int, key: int, frames: int) -> None:
-    """Encodes a file as x264 does by default, but for its key frames."""
+def make(path: Path, width: int, height: int, key: int, frames: int, seed: int = 0) -> None:
+    """Encodes a file as x264 does by default, but for its key frames. `seed`: of what it shows."""
     begun = path.with_suffix(".part")
     with av.open(str(begun), "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"g": str(key), "keyint_min": str(min(key, 25)), "threads": "1"}
-        for image in moving(width, height, frames):
+        for image in moving(width, height, frames, seed):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
         out.mux(stream.encode(None))
     begun.replace(path)

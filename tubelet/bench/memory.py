@@ -19,6 +19,7 @@ from tubelet import verbs
 from tubelet.bench.steps import batch_of, our_step
 from tubelet.bench.turns import Row, Step, in_turns
 from tubelet.bench.videomae import in_small
+from tubelet.choices import is_watched
 from tubelet.methods import videomae
 from tubelet.methods.videomae import VideoMAE
 from tubelet.plan.counting import Ledger
@@ -94,7 +95,7 @@ def _measured(one: Setting, threads: int) -> dict[str, Any]:
         "keep_freed": one.keep_freed,
         "peak_gib": took.peak_gib,
         "planned_gib": planned.memory().total / GIB,
-        "forward_gib": took.value,
+        "forward_gib": took.counted,
         "seconds": took.seconds[0],
         "bar_gib": bar,
         "met": took.peak_gib <= bar if bar and took.peak_gib else None,
@@ -106,22 +107,22 @@ def _nothing() -> Step:
 
 
 def training(run: VideoMAE, clips: int, recompute: bool, *, keep_freed: bool = True) -> Step:
-    """Updates as the loop makes them -> GiB that the first one's forward keeps for its backward
-    pass, weights aside; counted, not the process's."""
+    """Updates as the loop makes them -> their loss; of one whose operations are counted, the GiB that
+    its forward keeps for its backward pass, weights aside.
+
+    In that one alone: the ledger of what is kept holds it on, which would be measured too.
+    """
     torch.manual_seed(0)
     place = parallel.Place(torch.device("cpu"))
     task = Pretrain(parallel.wrap(run.model(), place, checkpoint_blocks=recompute))
     update = our_step(task, batch_of(run, clips), bf16=False, keep_freed=keep_freed)
-    kept: list[float] = []
 
     def step() -> float:
-        if kept:
+        if not is_watched():
+            return update()
+        ledger = Ledger(task.model)
+        with ledger.keeping():
             update()
-        else:
-            ledger = Ledger(task.model)
-            with ledger.keeping():
-                update()
-            kept.append(sum(ledger.bytes.values()) / GIB)
-        return kept[0]
+        return sum(ledger.bytes.values()) / GIB
 
     return step

@@ -39,6 +39,7 @@ def bench(
     cases: Sequence[str] = (),
     quick: bool = False,
     turns: int | None = None,
+    steps: int | None = None,
     threads: int = 0,
     progress: Moved | None = None,
 ) -> Done:
@@ -48,6 +49,7 @@ def bench(
         cases: of steps, by name; none: all that say something on this machine.
         quick: in small, without bars: whether it runs.
         turns: of each row of a step; None: as its case says.
+        steps: of the run that waits for data; None: as many as it takes by default.
         threads: of each row of a step; 0: as torch chooses.
         progress: called with (parts done, of).
 
@@ -55,7 +57,7 @@ def bench(
         TubeletError: no such kind or case, a library that is missing, a row that failed.
     """
     began = time.perf_counter()
-    parts = parts_of(kind, Choice(tuple(cases), quick=quick), turns, threads)
+    parts = parts_of(kind, Choice(tuple(cases), quick=quick), turns, threads, steps)
     found = Found()
     for i, part in enumerate(parts):
         one = part.measure(within(progress, i, len(parts)))
@@ -124,7 +126,9 @@ class Choice:
         return [fit for case in cases if (fit := in_float32(case)) is not None]
 
 
-def parts_of(kind: str, choice: Choice, turns: int | None, threads: int) -> list[Part]:
+def parts_of(
+    kind: str, choice: Choice, turns: int | None, threads: int, steps: int | None = None
+) -> list[Part]:
     """The parts of a kind."""
     if kind not in KINDS:
         raise TubeletError(f"There is no benchmark {kind!r}; expected one of {', '.join(KINDS)}.")
@@ -134,7 +138,9 @@ def parts_of(kind: str, choice: Choice, turns: int | None, threads: int) -> list
             "system does not have: measure memory on Linux. The other kinds run here."
         )
     if kind != "step":
-        return [Part(kind, kind, partial(_other, kind, choice.quick, threads))]
+        told = {"steps": steps} if kind == "wait" else {}
+        told |= {"threads": threads} if kind in THREADED else {}
+        return [Part(kind, kind, partial(_other, kind, choice.quick, told))]
     return [
         Part(kind, _name(run), partial(_steps, run, turns, threads))
         for run in runs_of(choice.of(all_cases(choice.quick)))
@@ -186,10 +192,9 @@ def _steps(
     return Found(run_cases(cases, turns=turns, threads=threads, progress=progress))
 
 
-def _other(kind: str, quick: bool, threads: int, progress: Progress | None) -> Found:
+def _other(kind: str, quick: bool, told: dict[str, Any], progress: Progress | None) -> Found:
     module = import_module(f"tubelet.bench.{kind}")
     measure = module.rows if kind in TABLES else module.records
-    told = {"threads": threads} if kind in THREADED else {}
     measured = measure(quick=quick, progress=progress, **told)
     return Found(
         [each for each in measured if isinstance(each, Record)],

@@ -46,6 +46,7 @@ class Took:
     flops: int  # of a step, counted; attention included
     peak_gib: float | None  # of a step, after two; None where the system does not tell
     value: float
+    counted: float = 0.0  # what the step computed whose operations were counted: the last
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -94,9 +95,9 @@ def in_turns(
         took: dict[str, Took] = {}
         for name, pipe in pipes.items():
             pipe.send(False)
-            flops, peak = _answer(name, pipe)
+            flops, peak, counted = _answer(name, pipe)
             seconds, rates = zip(*found[name], strict=True)
-            took[name] = Took(seconds, rates, flops, peak, values[name])
+            took[name] = Took(seconds, rates, flops, peak, values[name], counted)
         return took
     finally:
         for worker in workers:
@@ -141,7 +142,7 @@ def _work(row: Row, threads: int, pipe: Any) -> None:
             pipe.send((took, machine.rate(KINDS[row.precision], row.device, products)))
         # Last: a step that is counted takes its memory in another order, and leaves other holes.
         with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
-            step()
-        pipe.send((counter.get_total_flops(), peak))
+            last = step()
+        pipe.send((counter.get_total_flops(), peak, last))
     except Exception:  # noqa: BLE001  (any: the parent says it)
         pipe.send(traceback.format_exc())

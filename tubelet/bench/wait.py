@@ -1,14 +1,14 @@
 """How long training waits for data: a run of ViT-S on 300 files, with 2 workers.
 
 The run is that of `tubelet.pretrain`; its metrics.jsonl says what was waited. The first ten steps are
-left out, in which workers start. The files are one film under 300 names: each is opened, looked
-through and decoded as a file of its own.
+left out, in which workers start. The files are copies of six films that show different textures, in
+turn; each has its own place on the disk (about 0.4 GB in all), as links to one would be read from
+memory after the first.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -23,13 +23,15 @@ from tubelet.bench.films import make
 from tubelet.bench.record import Record
 from tubelet.bench.steps import Progress
 from tubelet.bench.videomae import in_small
+from tubelet.errors import TubeletError
 from tubelet.methods import videomae
 from tubelet.methods.run import changed
 from tubelet.train.waiting import LET_PASS, SETTLED_STEPS, in_words
 from tubelet.verbs import pretrain
 
 SIZE, FRAMES, KEY = (340, 256), 300, 250
-FILES = 300
+FILES, FILMS = 300, 6
+STEPS = 200
 CLIPS, WORKERS = 2, 2
 
 
@@ -46,13 +48,20 @@ def records(
     quick: bool = False,
     progress: Progress | None = None,
     *,
-    steps: int = 200,
+    steps: int | None = None,
     folder: Path | None = None,
 ) -> list[Record]:
     """One record: against a run that never waits, whose time is that of ours without the waiting.
 
-    `quick`: a tiny network, 14 steps, no bar. `folder`: of the film, which is kept where it is there.
+    `quick`: a tiny network, 14 steps, no bar. `steps`: another number of them. `folder`: of the
+    films, which are kept where they are there. Raises TubeletError where all steps would be left out.
     """
+    steps = steps or (SETTLED_STEPS + 4 if quick else STEPS)
+    if steps <= SETTLED_STEPS:
+        raise TubeletError(
+            f"--steps {steps}: expected more than {SETTLED_STEPS}, as the first {SETTLED_STEPS} are left "
+            f"out. The default is {STEPS}."
+        )
     base = videomae.small_k400
     run = changed(
         in_small(base) if quick else base,
@@ -61,16 +70,16 @@ def records(
         batch_size=CLIPS,
         micro_batch=CLIPS,
         workers=WORKERS,
-        steps=SETTLED_STEPS + 4 if quick else steps,
+        steps=steps,
         log_every_steps=SETTLED_STEPS,
         save_every_steps=10**6,  # at the end alone
         progress=False,
     )
     with tempfile.TemporaryDirectory(prefix="wait") as name:
         work = Path(name)
-        count, frames = (12, 90) if quick else (FILES, FRAMES)
-        listed = _files(work / "files", folder or work, count, frames)
-        with _watched(work / "run", run.train.steps or 0, progress):
+        films = _films(folder or work, *((2, 90) if quick else (FILMS, FRAMES)))
+        listed = _copies(films, work / "files", 12 if quick else FILES)
+        with _watched(work / "run", steps, progress):
             pretrain(run, data=listed, out=work / "run")
         found = waited(_rows(work / "run"), CLIPS)
     spec = run.clip
@@ -103,19 +112,21 @@ def waited(rows: list[dict[str, Any]], clips: int) -> Waited:
     return Waited(lost / total, total / done, {part: of / total for part, of in parts.items()})
 
 
-def _files(folder: Path, home: Path, count: int, frames: int) -> Path:
-    """A folder of `count` files, all of them links to one film in `home` (or copies, where no link can
-    be)."""
-    folder.mkdir(parents=True)
+def _films(home: Path, count: int, frames: int) -> list[Path]:
+    """So many different films in `home`, made where they are not there."""
     home.mkdir(parents=True, exist_ok=True)
-    film = home / f"{SIZE[0]}x{SIZE[1]}_{KEY}_{frames}.mp4"
-    if not film.exists():
-        make(film, *SIZE, KEY, frames)
+    films = [home / f"{SIZE[0]}x{SIZE[1]}_{KEY}_{frames}_{seed}.mp4" for seed in range(count)]
+    for seed, film in enumerate(films):
+        if not film.exists():
+            make(film, *SIZE, KEY, frames, seed)
+    return films
+
+
+def _copies(films: list[Path], folder: Path, count: int) -> Path:
+    """A folder of `count` files, copies of the films in turn."""
+    folder.mkdir(parents=True)
     for i in range(count):
-        try:
-            os.link(film, folder / f"{i:03}.mp4")
-        except OSError:
-            shutil.copyfile(film, folder / f"{i:03}.mp4")
+        shutil.copyfile(films[i % len(films)], folder / f"{i:03}.mp4")
     return folder
 
 
