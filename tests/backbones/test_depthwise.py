@@ -42,9 +42,11 @@ def test_under_autocast_it_computes_in_float32_and_gives_gradients_as_its_input(
     weight = torch.randn(8, 1, 3, 3, 3, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         outs = pooled(x, grid, [Pooling(weight, 1)] * 3)
-    exact = pooled(x.detach().float(), grid, [Pooling(weight, 1)] * 3)
+    full = x.detach().float().requires_grad_()
+    exact = pooled(full, grid, [Pooling(weight, 1)] * 3)
     for a, b in zip(outs, exact, strict=True):
         assert torch.equal(a, b)
     of_x, of_weight = gradients(outs, [x, weight])
-    assert of_x.dtype == torch.bfloat16
+    of_full, _ = gradients(exact, [full, weight])
+    assert torch.equal(of_x, of_full.bfloat16())  # rounded once, after the sum
     assert of_weight.dtype == torch.float32

@@ -55,7 +55,7 @@ class _FrameByFrame(torch.autograd.Function):
 
     CPUs have kernels for depthwise convolutions in two dimensions with channels last, and none in
     three. Tokens lie in memory with channels last, and the gradients of the parts are written to
-    their places in that of `x`. Computes as the kernels are, float32, also where `x` is bf16.
+    their places in that of `x`. Computes and sums as the kernels are, float32, also where `x` is bf16.
     """
 
     @staticmethod
@@ -94,8 +94,11 @@ class _FrameByFrame(torch.autograd.Function):
             sums[:, 0] = grad[:, 0]
             for clip, below, above in zip(part, sums, grad, strict=True):
                 into = below[1:].unflatten(0, tuple(grid))
+                exact = into if x.dtype == weight.dtype else into.to(weight.dtype)
                 frames = (_frames(clip, grid, weight.dtype), _frames(above, few, weight.dtype))
-                _convolve_back(*frames, kernels, stride, into, grad_weight)
+                _convolve_back(*frames, kernels, stride, exact, grad_weight)
+                if exact is not into:
+                    into.copy_(exact)
         return grad_x, None, None, *grad_weights
 
 
