@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -147,12 +148,15 @@ def test_one_frame_of_unknown_number_tells_no_motion() -> None:
         assert ((counts - 4000 / 256) ** 2 / (4000 / 256)).sum() < 255 + 5 * 22.6
 
 
+shown = cache(toy.clip)  # the same small clips are looked at twice
+
+
 def still_frames(options: toy.Options, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """One frame of each of `count` clips, as brightness [n, H*W], and the motions [n]."""
     frames, motions = [], []
     for index in range(count):
         rng = np.random.default_rng([1, toy.SPLITS.index(split), index])
-        clip = toy.clip(options, split, index)
+        clip = shown(options, split, index)
         frames.append(clip[rng.integers(len(clip))].mean(-1).ravel())
         motions.append(toy.labels(options, split, index)[1])
     return np.array(frames) / 255, np.array(motions)
@@ -182,7 +186,7 @@ def test_a_classifier_of_single_frames_is_at_chance() -> None:
         assert read_motion(parts[0], parts[1]) < 0.5 + 4 * np.sqrt(0.25 / 160)
 
     def ends(split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-        clips = [toy.clip(options, split, i)[[0, -1]].mean(-1).ravel() for i in range(count)]
+        clips = [shown(options, split, i)[[0, -1]].mean(-1).ravel() for i in range(count)]
         motions = [toy.labels(options, split, i)[1] for i in range(count)]
         return np.array(clips) / 255, np.array(motions)
 
