@@ -25,7 +25,7 @@ from tubelet.decoders import DecoderShape
 from tubelet.errors import TubeletError
 from tubelet.methods.distil import distilling
 from tubelet.methods.finetune import Finetune
-from tubelet.methods.mae import ImageMAE
+from tubelet.methods.mae import ImageMAE, image
 from tubelet.methods.maskfeat import MaskFeat
 from tubelet.methods.mvd import MVD, Distilled
 from tubelet.methods.run import Pretraining, Run, changed
@@ -183,7 +183,7 @@ MVIT = MViTShape(depths=(1, 1, 1), widths=(8, 16, 16), heads=(1, 2, 2))
             ("ids",),
             False,
         ),
-        (ImageMAE(clip=ClipSpec(num_frames=1, size=(32, 32))), (), False),
+        (ImageMAE(clip=ClipSpec(num_frames=1, size=(32, 32)), encoder=image(NET)), (), False),
         (Finetune(clip=CLIP, encoder=NET, drop_path=0.1), (), False),
         (distilling(Finetune(clip=CLIP, encoder=NET)), ("teacher",), False),
     ],
