@@ -6,13 +6,14 @@ RGB of whole frames, cut and then resized, is most of what a clip costs besides 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.plane import VideoPlane
+from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +29,7 @@ _COLOUR = {
     "yuvj422p": (0, 1),
 }
 FORMATS = frozenset(_COLOUR)
-_RGB = (2, 0, 1)  # FFmpeg's planar RGB is stored as green, blue, red
+_GBR = (1, 2, 0)  # in this order FFmpeg stores planar RGB
 
 
 class YuvClip:
@@ -63,8 +64,8 @@ class YuvClip:
         (height, width), first = size, self._frames[0]
         name = first.format.name
         resized = "yuvj422p" if name.startswith("yuvj") else "yuv422p"
-        small = _empty(first, name, box[2], box[3])
-        small_planes = _planes(small)
+        way = Interpolation[interpolation.upper()]
+        cut = _Cut(first, box)
         # Each keeps what it worked out for the first frame.
         resizer, converter = VideoReformatter(), VideoReformatter()
         view = np.empty((3, len(self), height, width), np.uint8)
@@ -74,13 +75,11 @@ class YuvClip:
             if rows.setdefault(number, row) != row:
                 view[:, row] = view[:, rows[number]]
                 continue
-            _cut(self._frames[number], box, small_planes)
-            frame = resizer.reformat(
-                small, width, height, resized, interpolation=interpolation.upper(), threads=1
-            )
-            planes = _planes(converter.reformat(frame, format="gbrp", threads=1))
-            for colour, plane in enumerate(_RGB):
-                view[colour, row] = planes[plane]
+            small = cut(self._frames[number])
+            frame = resizer.reformat(small, width, height, resized, interpolation=way, threads=1)
+            frame = converter.reformat(frame, format="gbrp", threads=1)
+            for colour, plane in zip(_GBR, frame.planes, strict=True):
+                view[colour, row] = _pixels(plane, 0, 0, height, width)
         return torch.from_numpy(view)
 
 
@@ -92,23 +91,38 @@ def _empty(like: VideoFrame, format: str, height: int, width: int) -> VideoFrame
     return frame
 
 
-def _planes(frame: VideoFrame) -> list[Pixels]:
-    """The planes of a frame, uint8 [rows,columns] each, in its own memory."""
-    return [
-        np.ndarray((p.height, p.width), np.uint8, memoryview(p), strides=(p.line_size, 1))
-        for p in frame.planes
-    ]
+def _pixels(plane: VideoPlane, top: int, left: int, height: int, width: int) -> Pixels:
+    """uint8 [height,width] of a plane, in its own memory."""
+    line = plane.line_size
+    # A plane gives its memory, which typeshed cannot say of a class written in C.
+    memory: Any = plane
+    return np.ndarray((height, width), np.uint8, memory, top * line + left, (line, 1))
 
 
-def _cut(frame: VideoFrame, box: tuple[int, int, int, int], out: Sequence[Pixels]) -> None:
-    """Copies a box into the planes `out`. At an odd edge the colour lies between two stored rows or
-    columns: their mean."""
-    top, left, _, _ = box
-    down, across = _COLOUR[frame.format.name]
-    for number, (plane, small) in enumerate(zip(_planes(frame), out, strict=True)):
-        y, x = (down, across) if number else (0, 0)
-        rows = _rows(plane, top >> y, small.shape[0], bool(top & y), up=True)
-        small[:] = _rows(rows.T, left >> x, small.shape[1], bool(left & x), up=False).T
+class _Cut:
+    """A box (top, left, height, width) of frames of one format and size, as a frame of its own, which
+    the next one takes again. At an odd edge the colour lies between two stored rows or columns:
+    their mean."""
+
+    def __init__(self, like: VideoFrame, box: tuple[int, int, int, int]) -> None:
+        top, left, height, width = box
+        down, across = _COLOUR[like.format.name]
+        self._frame = _empty(like, like.format.name, height, width)
+        self._out = [_pixels(p, 0, 0, p.height, p.width) for p in self._frame.planes]
+        self._from = [(top, left), *[(top >> down, left >> across)] * 2]
+        self._odd = bool(top & down), bool(left & across)
+
+    def __call__(self, frame: VideoFrame) -> VideoFrame:
+        for number, (plane, (top, left), out) in enumerate(
+            zip(frame.planes, self._from, self._out, strict=True)
+        ):
+            if number and any(self._odd):
+                whole = _pixels(plane, 0, 0, plane.height, plane.width)
+                rows = _rows(whole, top, out.shape[0], self._odd[0], up=True)
+                out[:] = _rows(rows.T, left, out.shape[1], self._odd[1], up=False).T
+            else:
+                out[:] = _pixels(plane, top, left, *out.shape)
+        return self._frame
 
 
 def _rows(plane: Pixels, start: int, count: int, between: bool, *, up: bool) -> Pixels:
