@@ -195,7 +195,12 @@ def test_refused(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data / "run", tmp_path / "elsewhere/run")
     write(tmp_path / "elsewhere/run/a.mp4", numbered(30), options=X264)
     cases = [
-        (data, out, LOSSLESS, "--crf was 18, now 0; --keyframe-every was 6, now 12"),
+        (
+            data,
+            out,
+            LOSSLESS,
+            "--codec was mpeg2, now h264; --crf was 18, now 0; --keyframe-every was 6",
+        ),
         (data, tmp_path / "other", SETTINGS, "holds no prepared videos"),
         (data, data / "small", SETTINGS, "one lies in the other"),
         (data / "run/a.mp4", data / "run", SETTINGS, "are the same"),
@@ -206,7 +211,7 @@ def test_refused(data: Path, tmp_path: Path) -> None:
         with pytest.raises(TubeletError, match=says):
             prepare(source, folder, settings, workers=0)
     assert contents(out) == before
-    for wrong in ({"short_side": 255}, {"keyframe_every": 0}, {"crf": 60}):
+    for wrong in ({"short_side": 255}, {"keyframe_every": 0}, {"crf": 60}, {"codec": "h265"}):
         with pytest.raises(TubeletError, match="expected"):
             Settings(**wrong)
 

@@ -8,7 +8,7 @@ from tubelet.data.prepare.ledger import NAME
 from tubelet.data.prepare.reencode import Settings
 
 SETTINGS = Settings(short_side=32, keyframe_every=6, crf=18)
-LOSSLESS = Settings(crf=0)
+LOSSLESS = Settings(crf=0, codec="h264")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

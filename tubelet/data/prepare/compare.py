@@ -29,7 +29,8 @@ from tubelet.shapes import ClipSpec
 
 PIECE_FRAMES = 300  # encoded of a sampled video: ten seconds of most
 CLIPS = 4  # drawn of each sampled video, each with the file opened anew
-COMPARED_FRAMES, COMPARED_STEP = 61, 12  # the first of a video, of which every twelfth is compared
+# The first of a video, of which every fifth is compared: all kinds of frames, not key frames alone.
+COMPARED_FRAMES, COMPARED_STEP = 61, 5
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def _difference(source: str, made: str, settings: Settings) -> tuple[float, floa
         wanted = range(0, end, COMPARED_STEP)
         after = video.frames(wanted).numpy()
         apart: list[Any] = []
-        for number, frame in zip(range(end), scaled(reader, settings.short_side), strict=False):
+        for number, frame in zip(range(end), scaled(reader, settings), strict=False):
             if number in wanted:
                 before: Any = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 apart.append(after[len(apart)].astype(np.float64) - before)

@@ -1,6 +1,6 @@
 """One video file made again, small and quick to decode, frame by frame.
 
-The same frames at the same times, upright, as H.264 in 8 bits without sound, for `job.py`.
+The same frames at the same times, upright, in 8 bits without sound, for `job.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import av
 import numpy as np
@@ -31,19 +31,35 @@ from tubelet.data.packets import say
 from tubelet.data.reader import Reader
 from tubelet.errors import TubeletError
 
+Codec = Literal["mpeg2", "h264"]
+
 # Three frames between two others, to which no frame refers: a loader that takes every fourth frame
-# skips most of them. The fastest preset that still searches for motion in parts of a pixel: half
-# the time of the default one. With mbtree the same frames give other bytes from run to run.
-# (docs/log.md, 2026-11-21)
+# skips most of them. Key frames at even distances, so that it meets the same ones all along, and
+# groups that need no other. (docs/log.md, 2026-11-21)
 _X264 = {
+    # The fastest preset that still searches for motion in parts of a pixel.
     "preset": "veryfast",
     "tune": "fastdecode",
     "b-pyramid": "none",
     "b_strategy": "0",
+    "sc_threshold": "0",
+    # With it the same frames give other bytes from run to run.
     "mbtree": "0",
+    # Blocks of 16x16 and, within a frame, of 4x4 alone: the others cost time and save no space.
+    "partitions": "i4x4",
+    "8x8dct": "0",
+}
+_MPEG2 = {
+    "b_strategy": "0",
+    "sc_threshold": "1000000000",
+    "flags": "+cgop",
+    "mpv_flags": "+strict_gop",
+    # Any rate: the times of frames are the container's.
+    "strict": "experimental",
+    "lmin": "118",  # one step of the quantiser, so that 1 may be asked for
 }
 BEGUN = ".begun"  # ends the names of files that are not whole yet
-_TAG = "tubelet prepare 1"
+_TAG = "tubelet prepare 2"
 _NOT_THE_VIDEO = frozenset(  # errors of the disk, which the next file would meet too
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM}
     | {errno.ENOENT, errno.EMFILE, errno.ENOMEM}
@@ -56,10 +72,12 @@ class Settings:
 
     short_side: int = 256
     """Pixels of the shorter side; a smaller video keeps its size. Even."""
-    keyframe_every: int = 12
+    keyframe_every: int = 24
     """Frames from a key frame to the next at most: fewer seek faster and take more space."""
     crf: int = 23
-    """x264's quality: 18 is hardly told from the original, 23 its default; lower is larger."""
+    """Quality on x264's scale: 18 is hardly told from the original, 23 its default; lower is larger."""
+    codec: Codec = "mpeg2"
+    """mpeg2 is decoded in half the time; h264 takes less space, and is without loss at crf 0."""
 
     def __post_init__(self) -> None:
         wrong: list[str] = []
@@ -68,7 +86,9 @@ class Settings:
         if self.keyframe_every < 1:
             wrong.append(f"--keyframe-every is {self.keyframe_every}: expected 1 or more frames")
         if not 0 <= self.crf <= 51:
-            wrong.append(f"--crf is {self.crf}: expected 0 (no loss) to 51 (x264's scale)")
+            wrong.append(f"--crf is {self.crf}: expected 0 (the best) to 51 (x264's scale)")
+        if self.codec not in get_args(Codec):
+            wrong.append(f"--codec is {self.codec!r}: expected one of {', '.join(get_args(Codec))}")
         if wrong:
             raise TubeletError(f"Videos cannot be made so. {'; '.join(wrong)}.")
 
@@ -82,11 +102,21 @@ class Settings:
         found = {name: int(value) for name, value in values.items() if value.isdecimal()}
         return (
             comment.startswith(f"{_TAG} ")
-            and found.keys() == asdict(self).keys()
+            and values.keys() == asdict(self).keys()
+            and values["codec"] == self.codec
             and found["short_side"] <= self.short_side
             and found["keyframe_every"] <= self.keyframe_every
             and found["crf"] == self.crf
         )
+
+    def options(self) -> dict[str, str]:
+        """The encoder's. The quantiser of MPEG-2 goes from 1 to 31: 7 is nearest to x264's 23 on real
+        clips (docs/log.md), and 6 less is half as much."""
+        every = {"g": str(self.keyframe_every), "bf": "3"}
+        if self.codec == "h264":
+            return {**_X264, **every, "crf": str(self.crf)}
+        step = str(min(31, max(1, round(7 * 2 ** ((self.crf - 23) / 6)))))
+        return {**_MPEG2, **every, "qmin": step, "qmax": step}
 
 
 @dataclass(frozen=True)
@@ -151,9 +181,12 @@ def encode(reader: Reader, out: Path, settings: Settings, frames: int | None = N
     with av.open(f"file:{out}", "w", format="mp4") as container:
         container.metadata["comment"] = settings.tag()
         stream: VideoStream | None = None
-        for frame in islice(scaled(reader, settings.short_side), frames):
+        for frame in islice(scaled(reader, settings), frames):
             if stream is None:
-                stream = container.add_stream("libx264")
+                if settings.codec == "mpeg2":
+                    stream = container.add_stream("mpeg2video")
+                else:
+                    stream = container.add_stream("libx264")
                 _configure(stream, frame, reader, unit, settings)
             frame.pts, frame.time_base = int(ticks[count]), unit
             frame.duration = int(durations[count])
@@ -165,21 +198,22 @@ def encode(reader: Reader, out: Path, settings: Settings, frames: int | None = N
     return count
 
 
-def scaled(reader: Reader, short_side: int) -> Iterator[VideoFrame]:
+def scaled(reader: Reader, settings: Settings) -> Iterator[VideoFrame]:
     """Every frame as 8 bits 4:2:0, upright, at its new size; colours as the loader reads them."""
     turns = reader.info.rotation // 90
-    size = fit(reader.info.height, reader.info.width, short_side)
+    size = fit(reader.info.height, reader.info.width, settings.short_side)
     height, width = size[::-1] if turns % 2 else size
     reformatter = VideoReformatter()
     for frame in reader.stream():
         rgb = frame.format.is_rgb
+        narrow = rgb or settings.codec == "mpeg2"  # it knows no values below 16 or above 235
         small = reformatter.reformat(
             frame,
             width,
             height,
             format="yuv420p",
             dst_colorspace=Colorspace.ITU601 if rgb else None,
-            dst_color_range=ColorRange.MPEG if rgb else None,
+            dst_color_range=ColorRange.MPEG if narrow else None,
             interpolation="BICUBIC",
             threads=1,
         )
@@ -220,8 +254,7 @@ def _configure(
     context.color_range, context.colorspace = frame.color_range, frame.colorspace
     shape = reader.pixel_shape
     context.sample_aspect_ratio = 1 / shape if reader.info.rotation % 180 else shape
-    more = {"g": str(settings.keyframe_every), "crf": str(settings.crf)}
-    stream.options = {**_X264, **more}
+    stream.options = {**settings.options()}
 
 
 def _check(reader: Reader, begun: Path) -> None:
