@@ -113,12 +113,13 @@ def scan(container: InputContainer, stream: VideoStream) -> Scan:
     error, room = "", KEPT_BYTES
     try:
         for packet in container.demux(stream):
-            if (room := room - packet.size) >= 0:
+            size, pts, dts = packet.size, packet.pts, packet.dts
+            if (room := room - size) >= 0:
                 kept.append(packet)
-            if packet.size:
+            if size:
                 # VP8 says in its first byte that a frame is never shown.
                 shown = not packet.is_discard and not (vp8 and not memoryview(packet)[0] & 0x10)
-                pts, dts = (NO_TIME if t is None else t for t in (packet.pts, packet.dts))
+                pts, dts = NO_TIME if pts is None else pts, NO_TIME if dts is None else dts
                 rows.append((pts, dts, packet.is_keyframe, shown, packet.is_corrupt))
     except FFmpegError as reason:
         error = say(reason)

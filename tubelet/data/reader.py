@@ -163,6 +163,7 @@ class Reader:
         context = self._stream.codec_context
         context.thread_count = self._threads
         context.thread_type = "AUTO" if self._threads > 1 else "SLICE"
+        self._skips = False  # what the decoder was told last
         self._rewind()
 
     def _choose(self) -> VideoStream:
@@ -347,14 +348,14 @@ class Reader:
         """
         if self._at in self._leaps:
             return self._leap(self._leaps.pop(self._at))
-        context = self._stream.codec_context
         packet = self._next_packet()
         if packet is None:
             return None
         if packet.size:
             skip = self._at < self._until and self._at not in self._needed
-            if (context.skip_frame == "NONREF") != skip:
-                context.skip_frame = "NONREF" if skip else "DEFAULT"
+            if skip != self._skips:
+                self._stream.codec_context.skip_frame = "NONREF" if skip else "DEFAULT"
+                self._skips = skip
             self._at += 1
         return self._decode(packet if packet.size else None)
 
