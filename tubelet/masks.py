@@ -210,10 +210,10 @@ def _draw(
     cells: int, mask_ratio: float, rng: np.random.Generator, what: str, *, rounded: bool = False
 ) -> Tensor:
     """bool [cells] with `mask_ratio` of them hidden, uniform without replacement."""
-    hidden = torch.zeros(cells, dtype=torch.bool)
+    hidden = np.zeros(cells, dtype=np.bool_)
     count = _count(cells, mask_ratio, what, rounded=rounded)
-    hidden[torch.from_numpy(rng.permutation(cells)[:count])] = True
-    return hidden
+    hidden[rng.permutation(cells)[:count]] = True
+    return torch.from_numpy(hidden)
 
 
 def _count(

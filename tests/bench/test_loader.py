@@ -57,6 +57,13 @@ def test_records_of_the_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "grey levels" in records[name, "plain"].note
     assert isinstance(masks, dict)
     assert 0 < masks["share_of_a_worker"] < 1
+    assert masks.keys() == {"name", "share_of_a_worker"}  # no bars in small
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.012, True), (0.0204, False)])
+def test_masks_have_a_bar_of_two_in_a_hundred(share: float, met: bool) -> None:
+    row = loader._row_of_masks(share, quick=False)
+    assert (row["bar"], row["met"], row["share_of_a_worker"]) == (0.02, met, share)
 
 
 def test_a_ratio_is_the_median_over_turns_and_seconds_are_of_a_clip() -> None:
