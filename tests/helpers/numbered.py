@@ -13,6 +13,7 @@ FRAMES, HEIGHT, WIDTH = 41, 48, 64
 X264 = {"preset": "ultrafast", "g": "12", "bf": "3", "crf": "10"}
 OPEN_GOP = X264 | {"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
 X265 = {"preset": "ultrafast", "x265-params": "keyint=12:bframes=3:log-level=none"}
+MPEG2 = {"g": "12", "bf": "3", "qmax": "4", "sc_threshold": "1000000000"}
 VP = {"deadline": "realtime", "cpu-used": "8", "g": "12", "lag-in-frames": "16", "b": "90k"}
 
 # name -> how to write it; between them every way that frames are found and every hard container.
@@ -39,6 +40,8 @@ FILES: dict[str, dict[str, Any]] = {
     "edited.mp4": {"options": X264, "pts": [i - 7 for i in range(FRAMES)]},
     "same_times.mkv": {"options": X264, "rate": 2000},
     "mjpeg.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "mpeg2.mp4": {"codec": "mpeg2video", "options": MPEG2 | {"flags": "+cgop"}},
+    "mpeg2_open_gop.mkv": {"codec": "mpeg2video", "options": MPEG2},
     "moving.gif": {"codec": "gif", "pixels": "rgb8"},
     "odd.mkv": {"codec": "ffv1", "size": (35, 51)},
     "odd.webm": {"codec": "libvpx-vp9", "options": VP, "size": (35, 51)},
