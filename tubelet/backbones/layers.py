@@ -95,16 +95,18 @@ class Attention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """[B,L,D] -> [B,L,D]; with `last`, of the last so many tokens only: [B,last,D].
+    def forward(self, x: Tensor, norm: nn.Module, last: int | None = None) -> Tensor:
+        """Attention to norm(x), [B,L,D] -> [B,L,D]; with `last`, of the last so many tokens only:
+        [B,last,D].
 
         All tokens are attended to.
         """
         weight, dim = self.qkv.weight, x.shape[-1]
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         if last is None:
-            parts = F.linear(x, weight, bias).chunk(3, -1)
+            parts = norm_linear(norm, x, weight, bias).chunk(3, -1)
         else:
+            x = norm(x)
             queries = F.linear(x[:, -last:], weight[:dim], bias[:dim])
             parts = (queries, *F.linear(x, weight[dim:], bias[dim:]).chunk(2, -1))
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
@@ -115,6 +117,43 @@ def hidden_of(dim: int, ratio: float) -> int:
     """The width inside an MLP. A ratio that was read from weights is a quotient, whose product with
     the width may lie just below the whole number that it was made of."""
     return int(dim * ratio + 1e-6)
+
+
+class NormLinear(torch.autograd.Function):
+    """linear(norm(x)), whose backward pass computes norm(x) again: a sixth of what a block keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, shift: Tensor, eps: float, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        """[...,D], LayerNorm's [D], [D] and eps, [P,D], [P] -> [...,P]."""
+        y, mean, deviation = torch.native_layer_norm(x, scale.shape, scale, shift, eps)
+        ctx.save_for_backward(x, mean, deviation, scale, shift, weight)
+        ctx.eps = eps
+        return F.linear(y, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, mean, deviation, scale, shift, weight = ctx.saved_tensors
+        shape, rows = scale.shape, grad.flatten(0, -2)
+        y = torch.native_layer_norm(x, shape, scale, shift, ctx.eps)[0]
+        of_weight = rows.t() @ y.flatten(0, -2).to(rows.dtype)
+        del y
+        inside = (rows @ weight.to(rows.dtype)).view_as(x).to(x.dtype)
+        of_norm = torch.ops.aten.native_layer_norm_backward(
+            inside, x, shape, mean, deviation, scale, shift, [True, True, True]
+        )
+        return *of_norm, None, of_weight, rows.sum(0)
+
+
+def norm_linear(norm: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """F.linear(norm(x), weight, bias), without keeping norm(x) for the backward pass."""
+    if not _may_recompute(norm, nn.LayerNorm):
+        return F.linear(norm(x), weight, bias)
+    assert isinstance(norm, nn.LayerNorm)
+    y = NormLinear.apply(x, norm.weight, norm.bias, norm.eps, weight, bias)
+    return cast(Tensor, y)
 
 
 class GeluLinear(torch.autograd.Function):
@@ -139,6 +178,14 @@ class GeluLinear(torch.autograd.Function):
         return inside, of_weight, rows.sum(0)
 
 
+def _may_recompute(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer's product may be computed in our way. Compiled, a block decides by itself what to
+    compute again; and what was put in the place of a layer, or looks at it, is called."""
+    looked_at = any(getattr(layer, f"_{of}_hooks") for of in ("forward", "forward_pre", "backward"))
+    free = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return free and type(layer) is kind and not looked_at
+
+
 class Mlp(nn.Module):
     """Linear, exact GELU, Linear."""
 
@@ -147,14 +194,16 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden)
         self.fc2 = nn.Linear(hidden, dim if out is None else out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,L,D] -> [B,L,D], or of width `out`."""
-        x, last = self.fc1(x), self.fc2
-        # Compiled, a block decides by itself what to compute again; and what was put in the place of
-        # a layer, or looks at it, is called.
-        hooks = last._forward_hooks or last._forward_pre_hooks or last._backward_hooks
-        ours = type(last) is nn.Linear and not hooks
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not ours:
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """[B,L,D] -> [B,L,D], or of width `out`; with `norm`, of norm(x)."""
+        first, last = self.fc1, self.fc2
+        if norm is None:
+            x = first(x)
+        elif _may_recompute(first, nn.Linear):
+            x = norm_linear(norm, x, first.weight, first.bias)
+        else:
+            x = first(norm(x))
+        if not _may_recompute(last, nn.Linear):
             return last(F.gelu(x))
         return cast(Tensor, GeluLinear.apply(x, last.weight, last.bias))
 
@@ -176,9 +225,9 @@ class Block(nn.Module):
 
         Equal to cutting them out of the whole, without computing the rest.
         """
-        attended = self.attn(self.norm1(x), last)
+        attended = self.attn(x, self.norm1, last)
         x = (x if last is None else x[:, -last:]) + self.drop1(attended, seeds)
-        return x + self.drop2(self.mlp(self.norm2(x)), seeds)
+        return x + self.drop2(self.mlp(x, self.norm2), seeds)
 
 
 def blocks(

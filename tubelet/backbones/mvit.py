@@ -306,10 +306,10 @@ class Block(nn.Module):
         if self.proj is not None and self.widen == "attention":
             x = self.proj(y).to(x.dtype)
         x = self._pooled(x, grid) + self.drop1(self.attn(y, grid), seeds)
+        if self.proj is None or self.widen == "attention":
+            return x + self.drop2(self.mlp(x, self.norm2), seeds)
         z = self.norm2(x)
-        if self.proj is not None and self.widen == "mlp":
-            x = self.proj(z).to(x.dtype)
-        return x + self.drop2(self.mlp(z), seeds)
+        return self.proj(z).to(x.dtype) + self.drop2(self.mlp(z), seeds)
 
     def _pooled(self, x: Tensor, grid: Grid) -> Tensor:
         """The largest of each neighbourhood, [B,1+n,D] -> [B,1+n',D]; the class token stays."""
