@@ -23,7 +23,7 @@ def mse(pred: Tensor, y: Tensor) -> Tensor:
 
 class _MeanSquare(torch.autograd.Function):
     """[...,P] -> [...]: square().mean(-1) that reads its input once each way, and makes no other
-    tensor as large but the gradient."""
+    tensor as large: the gradient is written where the input was, which nobody else holds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class _MeanSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
-        return x * (grad * (2 / x.shape[-1]))[..., None]
+        return x.mul_((grad * (2 / x.shape[-1]))[..., None])
 
 
 def smooth_l1(pred: Tensor, y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import os
 import sys
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8  # of mallopt(3)
-LARGEST = 16 << 20  # bytes of a tensor that is kept
+LARGEST = 6 << 20  # bytes of a tensor that is kept
 PAD = 64 << 20  # bytes asked of the system at a time
 
 
