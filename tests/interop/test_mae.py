@@ -15,7 +15,7 @@ from foreign import (
     theirs,
     videomae_model,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from tubelet import stored
 from tubelet.backbones.vit import ViTShape
@@ -240,7 +240,7 @@ def test_a_bias_of_keys_changes_nothing() -> None:
     queries, keys, values = (x @ block.qkv.weight.T + bias).view(2, 7, 3, 3, 16).unbind(2)
     scores = torch.einsum("blhd,bmhd->bhlm", queries, keys) / 16**0.5
     mixed = torch.einsum("bhlm,bmhd->blhd", scores.softmax(-1), values).flatten(2)
-    torch.testing.assert_close(block(x), block.proj(mixed), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x, nn.Identity()), block.proj(mixed), rtol=1e-5, atol=1e-5)
     split = {"attn.q_bias": q, "attn.v_bias": v}
     assert torch.equal(join_biases(split, {key_bias("attn.qkv.bias"): k})["attn.qkv.bias"], bias)
     zeros = join_biases(split, {}, always=True)["attn.qkv.bias"]
