@@ -139,3 +139,8 @@ def test_its_gradient_is_torchs(name: str) -> None:
         (MODULES[name](theirs.float(), y).mean(-1) * weights).sum().backward()
         assert ours.grad is not None and ours.grad.dtype is kind
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-5, atol=1e-7)
+    leaf = pred.clone().requires_grad_()
+    between = leaf * 1
+    [of] = torch.autograd.grad(getattr(losses, name)(between, y).sum(), between)
+    assert not of.requires_grad  # as where a penalty on gradients would begin anew
+    assert torch.equal(between, pred)

@@ -34,7 +34,7 @@ class _MeanSquare(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
-        return x.mul_((grad * (2 / x.shape[-1]))[..., None])
+        return x.detach().mul_((grad * (2 / x.shape[-1]))[..., None])
 
 
 def smooth_l1(pred: Tensor, y: Tensor) -> Tensor:

@@ -192,6 +192,8 @@ def test_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "other/mine.txt").write_text("mine")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/a.jpg").write_bytes(b"")
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/prepared.ndjson").write_text('{"format": 1, "crf": 18}\n')
     shutil.copytree(data / "run", tmp_path / "elsewhere/run")
     write(tmp_path / "elsewhere/run/a.mp4", numbered(30), options=X264)
     cases = [
@@ -202,6 +204,7 @@ def test_refused(data: Path, tmp_path: Path) -> None:
             "--codec was mpeg2, now h264; --crf was 18, now 0; --keyframe-every was 6",
         ),
         (data, tmp_path / "other", SETTINGS, "holds no prepared videos"),
+        (data, tmp_path / "old", SETTINGS, "by another version of tubelet"),
         (data, data / "small", SETTINGS, "one lies in the other"),
         (data / "run/a.mp4", data / "run", SETTINGS, "are the same"),
         (tmp_path / "pictures", tmp_path / "new", SETTINGS, "only video files are prepared"),
@@ -211,6 +214,9 @@ def test_refused(data: Path, tmp_path: Path) -> None:
         with pytest.raises(TubeletError, match=says):
             prepare(source, folder, settings, workers=0)
     assert contents(out) == before
+    for comment in ("", SETTINGS.tag().replace("=6", "=six"), SETTINGS.tag() + " more=1"):
+        assert not SETTINGS.met_by(comment)
+    assert SETTINGS.met_by(SETTINGS.tag())
     for wrong in ({"short_side": 255}, {"keyframe_every": 0}, {"crf": 60}, {"codec": "h265"}):
         with pytest.raises(TubeletError, match="expected"):
             Settings(**wrong)

@@ -21,7 +21,7 @@ def other_work(folder: Path) -> None:
 def prepared(folder: Path) -> None:
     """What a run with other settings left: the head of its notes."""
     (folder / "small").mkdir(exist_ok=True)
-    head = '{"format": 1, "short_side": 256, "keyframe_every": 24, "crf": 18, "codec": "mpeg2"}\n'
+    head = '{"format": 2, "short_side": 256, "keyframe_every": 24, "crf": 18, "codec": "mpeg2"}\n'
     (folder / "small/prepared.ndjson").write_text(head)
 
 

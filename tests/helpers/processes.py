@@ -14,7 +14,10 @@ from tubelet.data.isolate import safe_context
 
 
 def start(script: str | Path, *args: object, **environment: str) -> BaseProcess:
-    """`python script args` with these variables beside, on one thread; it goes on meanwhile."""
+    """`python script args` with these variables beside, on one thread; it goes on meanwhile.
+
+    Other variables are those of the first test that started one: the server of processes has them.
+    """
     words = [str(script), *map(str, args)]
     process = safe_context().Process(target=_main, args=(words, environment))
     process.start()
@@ -35,7 +38,7 @@ def run(script: str | Path, *args: object) -> int | None:
 
 
 def _main(words: list[str], environment: dict[str, str]) -> None:
-    os.environ.update(environment)
+    os.environ.update(environment, OMP_NUM_THREADS="1")  # also of processes that it starts
     torch.set_num_threads(1)
     sys.argv = words
     sys.path.insert(0, str(Path(words[0]).parent))

@@ -36,3 +36,32 @@ def test_pages_are_cleared_once(said: dict[str, str]) -> None:
     else:
         assert kept == "True"
         assert int(faults) < 1024
+
+
+LARGER = """
+import resource, sys, torch
+from tubelet.train import allocator
+assert allocator.keep_freed()
+found = []
+for _ in range(10):
+    for _ in range(20):
+        torch.ones(int(sys.argv[1]) << 18)  # so many MiB
+    allocator.adapt()
+    found.append(allocator._kept.largest >> 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(int(sys.argv[1]) << 18)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before, *found)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.parametrize(("mebibytes", "kept"), [(4, 6), (10, 12), (20, 24), (40, 32)])
+def test_larger_ones_are_kept_where_clearing_them_takes_time(mebibytes: int, kept: int) -> None:
+    env = {n: v for n, v in os.environ.items() if not n.startswith("MALLOC_")}
+    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LARGER, str(mebibytes)]
+    run = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    faults, *largest = map(int, run.stdout.split())
+    assert (largest[0], largest[-1]) == (6, kept)
+    assert (faults < 256 * mebibytes) == (mebibytes < 32)  # pages of 4 KiB

@@ -149,9 +149,10 @@ class NormLinear(torch.autograd.Function):
 
 def norm_linear(norm: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """F.linear(norm(x), weight, bias), without keeping norm(x) for the backward pass."""
-    if not _may_recompute(norm, nn.LayerNorm):
+    # Of two types, what autocast makes of a norm differs by device.
+    one_type = isinstance(norm, nn.LayerNorm) and norm.weight.dtype is x.dtype
+    if not one_type or not _may_recompute(norm, nn.LayerNorm):
         return F.linear(norm(x), weight, bias)
-    assert isinstance(norm, nn.LayerNorm)
     y = NormLinear.apply(x, norm.weight, norm.bias, norm.eps, weight, bias)
     return cast(Tensor, y)
 
@@ -181,9 +182,10 @@ class GeluLinear(torch.autograd.Function):
 def _may_recompute(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer's product may be computed in our way. Compiled, a block decides by itself what to
     compute again; and what was put in the place of a layer, or looks at it, is called."""
-    looked_at = any(getattr(layer, f"_{of}_hooks") for of in ("forward", "forward_pre", "backward"))
-    free = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return free and type(layer) is kind and not looked_at
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or type(layer) is not kind:
+        return False
+    hooks = ("forward", "forward_pre", "backward", "backward_pre")
+    return not any(getattr(layer, f"_{of}_hooks") for of in hooks)
 
 
 class Mlp(nn.Module):

@@ -52,7 +52,8 @@ def rate(
     `side`: of the matrices, on a CPU.
     """
     side, at_once = (GPU_SIDE, GPU_PRODUCTS) if device.startswith("cuda") else (side, 1)
-    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    draws = torch.Generator(device).manual_seed(0)  # its own: nobody else's draws change
+    a, b = (torch.randn(side, side, generator=draws, device=device).to(kind) for _ in range(2))
     seconds: list[float] = []
     for _ in range(products):
         wait(device)

@@ -64,7 +64,7 @@ def in_turns(
 ) -> dict[str, Took]:
     """Each row's step, once a turn -> by name. `threads` 0: as torch chooses.
 
-    Two steps of each row come before: one is counted, one warms up. An error of a row, or the end of
+    Two steps of each row come before, which warm up, and one after, which is counted. An error of a row, or the end of
     its process, is a TubeletError.
     """
     # Every optimizer of torch imports the first; its seconds are waited for once, not in each row.

@@ -2,8 +2,8 @@
 
 The run is that of `tubelet.pretrain`; its metrics.jsonl says what was waited. The first ten steps are
 left out, in which workers start. The files are copies of six films that show different textures, in
-turn; each has its own place on the disk (about 0.4 GB in all), as links to one would be read from
-memory after the first.
+turn: 0.1 GB, which the system has in memory, as it would the files of a small data set. What is waited
+for is their decoding, and no disk.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def records(
     `quick`: a tiny network, 14 steps, no bar. `steps`: another number of them. `folder`: of the
     films, which are kept where they are there. Raises TubeletError where all steps would be left out.
     """
-    steps = steps or (SETTLED_STEPS + 4 if quick else STEPS)
+    if steps is None:
+        steps = SETTLED_STEPS + 4 if quick else STEPS
     if steps <= SETTLED_STEPS:
         raise TubeletError(
             f"--steps {steps}: expected more than {SETTLED_STEPS}, as the first {SETTLED_STEPS} are left "

@@ -51,7 +51,9 @@ def _one(kind: str, args: list[str]) -> int:
         turns = ("turns", option(int | None, "Of each row; default: as the case says."), None)
         fields += [("cases", CASES, ()), turns, THREADS]
     if kind == "wait":
-        fields.append(("steps", option(int | None, "Of the run; default: 200."), None))
+        fields.append(
+            ("steps", option(int | None, "Of the run; default: 200, or 14 with --quick."), None)
+        )
     about = f"{HEADS[kind][0]}, measured here; docs/performance.md says what the rows are."
     job: Any = parse(options("Bench", *fields, FILE), args, f"bench {kind}", about)
     given = {name: getattr(job, name) for name, *_ in fields}

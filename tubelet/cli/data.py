@@ -59,7 +59,7 @@ def prepare(args: list[str]) -> int:
         ("report", option(Path | None, "Write the whole report to this file, as JSON."), None),
     )
     about = (
-        "The same frames, times, labels and tree of files, as H.264 for fast decoding, without "
+        "The same frames, times, labels and tree of files, made for fast decoding, without "
         "sound; then --data OUT. Originals stay. What was stopped goes on (docs/prepare.md)."
     )
     job: Any = parse(kind, args, "prepare", about)

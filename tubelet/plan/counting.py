@@ -186,7 +186,8 @@ FORMULAS = {  # of operators that torch's counter does not know, or counts wrong
 
 class _Counter(TorchDispatchMode):
     """Counts operations by the formulas of torch's FlopCounterMode, which also asks every other operator
-    for parts that it may consist of: a third to half of the time of a plan. Here none is left whole that has any."""
+    for parts that it may consist of: a third to half of the time of a plan. Here none is left whole that has
+    any; in `torch.inference_mode` some would be, and none be counted."""
 
     def __init__(self) -> None:
         super().__init__()

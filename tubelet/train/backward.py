@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from tubelet.choices import is_watched
 from tubelet.shapes import Batch, Terms
+from tubelet.train import allocator
 from tubelet.train.parallel import Place
 
 # Trained parameters times pixels of a batch. Below it Python, which computes one half at a time, is
@@ -61,7 +62,9 @@ class Backward:
     def __call__(self, batch: Batch) -> Terms:
         """A batch on the device -> the task's terms, without their graphs."""
         cut = self.cut(batch)
-        return self._halves(batch, cut) if cut else self._whole(batch)
+        terms = self._halves(batch, cut) if cut else self._whole(batch)
+        allocator.adapt()
+        return terms
 
     def cut(self, batch: Batch) -> int:
         """The clips of the first half; 0: the batch is computed whole."""

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,12 +140,14 @@ def _clip_seconds(path: str) -> float:
 def _difference(source: str, made: str, settings: Settings) -> tuple[float, float]:
     """Mean squared and absolute difference of RGB values, to the original at the new size."""
     reformatter = VideoReformatter()
+    # H.264 keeps the range of values that the original has: what MPEG-2 loses by its own counts.
+    whole = replace(settings, codec="h264")
     with closing(Reader(source)) as reader, Video(made) as video:
         end = min(video.info.frames, COMPARED_FRAMES)
         wanted = range(0, end, COMPARED_STEP)
         after = video.frames(wanted).numpy()
         apart: list[Any] = []
-        for number, frame in zip(range(end), scaled(reader, settings), strict=False):
+        for number, frame in zip(range(end), scaled(reader, whole), strict=False):
             if number in wanted:
                 before: Any = reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 apart.append(after[len(apart)].astype(np.float64) - before)

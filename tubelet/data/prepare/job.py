@@ -130,8 +130,8 @@ def _room(out: Path, needed: int) -> None:
     if needed > free:
         raise TubeletError(
             f"The videos will take about {say_size(needed)} on the disk of {out}, and "
-            f"{say_size(free)} are free; nothing was written. Take a smaller --short-side, a higher "
-            "--crf, or another disk."
+            f"{say_size(free)} are free; nothing was written. Take --codec h264, a smaller "
+            "--short-side, a higher --crf, or another disk."
         )
 
 

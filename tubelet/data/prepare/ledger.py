@@ -14,7 +14,7 @@ from tubelet.errors import TubeletError
 from tubelet.files import replace_file
 
 NAME = "prepared.ndjson"  # no list, by its ending: the loader does not take it for one
-FORMAT = 1
+FORMAT = 2  # of the notes and of the files: another one means that they are made in another way
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,13 @@ def claim(folder: Path, settings: Settings) -> Ledger:
         known = head["format"] == FORMAT
     except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         raise TubeletError(f"{path} cannot be read ({error}): choose another folder.") from error
+    if not known:
+        raise TubeletError(
+            f"The videos in {folder} were made by another version of tubelet, in another way. Choose "
+            "another folder, or remove this one."
+        )
     wanted = asdict(settings)
-    if not known or made_with != wanted:
+    if made_with != wanted:
         names = sorted(made_with.keys() | wanted.keys())
         other = [
             f"--{name.replace('_', '-')} was {made_with.get(name)}, now {wanted.get(name)}"
@@ -150,8 +155,7 @@ def claim(folder: Path, settings: Settings) -> Ledger:
         ]
         raise TubeletError(
             f"The videos in {folder} were made with other settings: "
-            f"{'; '.join(other) or 'those of another version'}. Choose another folder, or remove "
-            "this one."
+            f"{'; '.join(other)}. Choose another folder, or remove this one."
         )
     _read(lines[1:], ledger)
     return ledger

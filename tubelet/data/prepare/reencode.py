@@ -75,7 +75,8 @@ class Settings:
     keyframe_every: int = 24
     """Frames from a key frame to the next at most: fewer seek faster and take more space."""
     crf: int = 23
-    """Quality on x264's scale: 18 is hardly told from the original, 23 its default; lower is larger."""
+    """Quality on x264's scale: 18 is hardly told from the original, 23 its default; lower is larger.
+    mpeg2 is no better below 9 and no worse above 36."""
     codec: Codec = "mpeg2"
     """mpeg2 is decoded in half the time; h264 takes less space, and is without loss at crf 0."""
 
@@ -102,8 +103,8 @@ class Settings:
         found = {name: int(value) for name, value in values.items() if value.isdecimal()}
         return (
             comment.startswith(f"{_TAG} ")
-            and values.keys() == asdict(self).keys()
-            and values["codec"] == self.codec
+            and found.keys() | {"codec"} == asdict(self).keys()
+            and values.get("codec") == self.codec
             and found["short_side"] <= self.short_side
             and found["keyframe_every"] <= self.keyframe_every
             and found["crf"] == self.crf
