@@ -33,7 +33,8 @@ equal within 1e-5, or the run is an error.
         "The loader",
         """Clips per CPU second of one core, 16 frames with stride 4 at 224x224, from H.264 files that the
 benchmark makes. *plain*: every frame from the key frame on is decoded and made RGB, resized by Pillow and
-normalised frame by frame.""",
+normalised frame by frame. *plain-1*: the same with the file opened for each clip, as published.
+`prepared`: ours on the file as `tubelet prepare` makes it, theirs on the original.""",
     ),
     "decode": ("Decoding", "Frames for a clip, without what follows; per CPU second of one core."),
     "targets": (
@@ -51,7 +52,7 @@ steps.""",
 HOW = """## How to run it
 
 ```sh
-make performance                        # = tubelet bench all --out docs; about 25 minutes on two cores
+make performance                        # = tubelet bench all --out docs; about 40 minutes on two cores
 tubelet bench all --out docs --keep     # goes on where one was stopped, with the same versions
 tubelet bench step --cases videomae-b-f32 --turns 7 --out one.json
 ```
